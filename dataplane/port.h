@@ -40,10 +40,12 @@ struct rx_queue {
 	u8 notify_pending;
 	u64 last_frame_ns;
 
-	/* Frames waiting for a full receiver: slot numbers, oldest first (worker.c). */
-	u16 n_parked;
+	/* output.c: frames waiting for a full receiver, oldest first; floods that are not through; header copies of both, by slot */
+	u16 n_parked, n_jobs;
+	u8 paused; /* the control thread is resetting it: hands off */
 	struct parked *parked;
-	struct rx_queue *next;
+	struct flood_job *jobs;
+	u8 *header_memory;
 };
 
 /* Where frames go. */
@@ -104,7 +106,8 @@ struct port {
 	struct storm_meter *storm;
 	struct port_counters *counters; /* one per worker: counters[worker] */
 	u32 fdb_limit, fdb_count;
-	u8 state_dirty;
+	u8 state_dirty;	  /* something that vswitchd wants to know has changed; any thread */
+	u8 fault_pending; /* port_fault() was called: the control thread has its part to do */
 };
 
 #define PORT_OFFLOAD_CSUM 1
@@ -126,7 +129,7 @@ void rx_queue_free(struct rx_queue *queue);
 /* For ports, on the control thread. */
 void rx_queue_set_event(struct rx_queue *queue, int fd);   /* replaces event_fd in the owning worker's epoll set; -1 takes it out. Before port add: just stores it */
 void rx_queue_activate(struct rx_queue *queue);		   /* the ring is ready: the worker shall look at it */
-void rx_queue_reset(struct rx_queue *queue);		   /* after rcu_synchronize(): forgets all slots and parked frames (counted as port_down) */
+void rx_queue_reset(struct rx_queue *queue);		   /* the ring pointer is taken back: waits for the worker and forgets all slots; parked frames count as port_down. Only after it may the memory of slots be unmapped */
 void port_set_link(struct port *port, bool up);		   /* link changed: told to vswitchd */
 
 /* Stops the port because a stranger broke its rules. Any thread, at once: sets fault, takes the link down, wakes the control thread,

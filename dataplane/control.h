@@ -1,0 +1,20 @@
+/* What control.c shares with its neighbours. Control thread. */
+#ifndef VSWITCH_CONTROL_H
+#define VSWITCH_CONTROL_H
+
+#include "dataplane.h"
+
+/* control_port.c. Each 0 or -errno. */
+struct virtual_switch *control_switch(struct dataplane *dataplane, u32 id); /* NULL: none */
+int control_switch_add(struct dataplane *dataplane, const struct order_switch *order);
+int control_switch_set(struct dataplane *dataplane, const struct order_switch *order);
+int control_switch_delete(struct dataplane *dataplane, const struct order_switch *order);
+int control_port_add(struct dataplane *dataplane, const struct order_port_add *order, const int *fds, u32 n_fds);
+int control_port_set(struct dataplane *dataplane, const struct order_port_set *order);
+int control_port_delete(struct dataplane *dataplane, const struct order_port *order);
+void control_destroy_port(struct port *port);
+
+/* trace.c: the way of a frame through the real pipeline, in a dry run. Returns the bytes added to the answer, or -errno. */
+int64_t control_trace(struct dataplane *dataplane, const struct order_trace *order, struct answer *answer, u32 size);
+
+#endif
