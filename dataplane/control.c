@@ -194,7 +194,7 @@ static int fdb_change(struct dataplane *dataplane, struct virtual_switch *sw, co
 		port = dataplane_port(dataplane, order->port_id);
 		if (!port || port->switch_id != sw->id)
 			return -ENOENT;
-		if (order->vid > VLAN_VID_MASK || order->mac[0] & 1 || !has_mac(order->mac))
+		if (order->vid > VLAN_VID_MASK || order->mac[0] & 1 || !mac_is_set(order->mac))
 			return -EINVAL;
 		return fdb_add_static(sw->fdb, order->vid, order->mac, order->port_id);
 	case ORDER_FDB_DELETE:

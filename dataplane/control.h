@@ -4,6 +4,13 @@
 
 #include "dataplane.h"
 
+static inline bool mac_is_set(const u8 *mac)
+{
+	static const u8 none[6];
+
+	return memcmp(mac, none, 6) != 0;
+}
+
 /* control_port.c. Each 0 or -errno. */
 struct virtual_switch *control_switch(struct dataplane *dataplane, u32 id); /* NULL: none */
 int control_switch_add(struct dataplane *dataplane, const struct order_switch *order);

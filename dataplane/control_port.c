@@ -103,13 +103,6 @@ static struct port_list *changed_list(const struct port_list *list, struct port 
 	return copy;
 }
 
-static bool has_mac(const u8 *mac)
-{
-	static const u8 none[6];
-
-	return memcmp(mac, none, 6) != 0;
-}
-
 /* Takes the port out of its switch: floods, FDB. The caller calls config_changed() and frees the list it gets. */
 static int leave_switch(struct port *port, struct port_list **old)
 {
@@ -266,19 +259,19 @@ int control_port_set(struct dataplane *dataplane, const struct order_port_set *o
 	moved = port->switch_id != order->switch_id;
 	new_mac = memcmp(port->mac, order->mac, 6) != 0;
 	/* What can fail goes first: the new place in the FDB. */
-	if (sw && has_mac(order->mac) && (moved || new_mac)) {
+	if (sw && mac_is_set(order->mac) && (moved || new_mac)) {
 		error = fdb_add_static(sw->fdb, FDB_VID_ANY, order->mac, port->id);
 		if (error)
 			return error;
 	}
-	if (!moved && new_mac && sw && has_mac(port->mac))
+	if (!moved && new_mac && sw && mac_is_set(port->mac))
 		fdb_delete(sw->fdb, FDB_VID_ANY, port->mac);
 	if (moved) {
 		error = leave_switch(port, &left);
 		if (!error && sw)
 			error = join_switch(port, sw, &joined);
 		if (error) {
-			if (sw && has_mac(order->mac))
+			if (sw && mac_is_set(order->mac))
 				fdb_delete(sw->fdb, FDB_VID_ANY, order->mac);
 			config_changed(dataplane);
 			free(left);
