@@ -299,12 +299,15 @@ int mem_port_send(struct dataplane *dataplane, uint32_t port_id, const void *fra
 int64_t mem_port_receive(struct dataplane *dataplane, uint32_t port_id, void *frame, uint32_t size, void *vnet);
 /* room: frames the port takes before it is full, 0..4096 (1024 at first); offloads: PORT_OFFLOAD_* bits it takes (all at first). */
 int mem_port_set(struct dataplane *dataplane, uint32_t port_id, uint32_t room, uint32_t offloads);
+/* Frames sent from now on lie in pieces of `bytes`, the last one shorter (at most PACKET_SEGMENTS_MAX pieces); 0: in one. */
+int mem_port_split(struct dataplane *dataplane, uint32_t port_id, uint32_t bytes);
 
 /* Byte rings in shared memory (ring.c): one writer, one reader. `ring` points to RING_HEADER bytes and the data area behind. */
 #define RING_HEADER 256
 struct ring;
 struct ring *ring_at(void *memory, uint64_t size);		/* maps the words over it; size: the whole area. NULL when size is not RING_HEADER + a power of two */
-void ring_init(struct ring *ring, uint64_t size);
+void ring_init(struct ring *ring, uint64_t size);		/* empties it; the writer's or the maker's call, before the other side looks */
+void ring_free(struct ring *ring);				/* forgets the words; the memory stays the caller's */
 int ring_write(struct ring *ring, const void *message, uint32_t length);	/* 0, -EAGAIN: no room now, -E2BIG: never */
 int64_t ring_read(struct ring *ring, void *message, uint32_t size);	/* length, 0: empty, -E2BIG, -EBADMSG: the other side wrote nonsense */
 /* cdef end */
