@@ -41,8 +41,18 @@ struct flow_key {
 _Static_assert(sizeof(struct flow_key) == 64, "a flow key is one cache line");
 #define FLOW_KEY_WORDS 8
 
-ALWAYS_INLINE const u64 *flow_key_words(const struct flow_key *k) { return (const u64 *)(const void *)k; }
-ALWAYS_INLINE u64 *flow_key_words_mut(struct flow_key *k) { return (u64 *)(void *)k; }
+/* A key, seen as words: the compiler must know that they are the same memory. */
+typedef u64 __attribute__((may_alias)) flow_word;
+
+ALWAYS_INLINE const flow_word *flow_key_words(const struct flow_key *k)
+{
+	return (const flow_word *)(const void *)k;
+}
+
+ALWAYS_INLINE flow_word *flow_key_words_mut(struct flow_key *k)
+{
+	return (flow_word *)(void *)k;
+}
 
 /* out = key & mask */
 ALWAYS_INLINE void flow_key_apply(struct flow_key *out, const struct flow_key *key, const struct flow_key *mask)
@@ -81,7 +91,7 @@ ALWAYS_INLINE bool flow_key_covers(const struct flow_key *whole, const struct fl
  * buckets of eight, not a list). */
 ALWAYS_INLINE u32 flow_key_hash(const struct flow_key *key)
 {
-	const u64 *w = flow_key_words(key);
+	const flow_word *w = flow_key_words(key);
 	u64 a = __builtin_ia32_crc32di(0x1234567, w[0]), b = __builtin_ia32_crc32di(0x89abcdef, w[1]);
 
 	a = __builtin_ia32_crc32di(a, w[2]);

@@ -53,9 +53,10 @@ struct flow_entry {
 	struct flow_action actions[FLOW_ACTIONS_MAX];
 
 	/* flow_table.c's own */
-	struct flow_entry *next;
+	struct flow_entry *next; /* hidden entries */
 	void *tuple;
 	u32 hash;
+	bool hidden;
 };
 
 struct flow_table;
@@ -74,6 +75,9 @@ int flow_table_add(struct flow_table *table, struct flow_entry *entry);
 /* Hides the entry from readers of `version` and later; it stays in place until flow_table_reclaim(). */
 void flow_table_remove(struct flow_table *table, struct flow_entry *entry, u64 version);
 
+/* Takes a flow_table_remove() back whose version was never published, with no flow_table_reclaim() between. */
+void flow_table_restore(struct flow_table *table, struct flow_entry *entry);
+
 /* Unlinks every entry with removed <= version and gives it to `free_entry` (after the caller made sure that no reader is left that uses an older version: unlinking
  * itself happens in the first pass, freeing must wait for a grace period, so the function calls `grace()` between). Returns how many. */
 u32 flow_table_reclaim(struct flow_table *table, u64 version, void (*grace)(void *), void *context,
@@ -91,12 +95,22 @@ struct flow_entry *flow_table_find(const struct flow_table *table, const struct 
 void flow_table_each(struct flow_table *table, bool (*each)(struct flow_entry *, void *), void *context);
 
 /* Union of the masks of all entries that may be visible: what a cache must keep of a key so that its answers stay right.
- * May be read by workers: 64 bytes copied under the table's sequence; grows before an entry becomes visible. */
+ * May be read by workers, word by word: each word is wide enough for every entry that the reader's version can see. Grows before an
+ * entry becomes visible; shrinks in flow_table_reclaim(), a byte at a time: when no entry looks at the byte any more. */
 void flow_table_mask(const struct flow_table *table, struct flow_key *mask);
 
 /* Live entries; hash tuples. For statistics and tests. */
 u32 flow_table_count(const struct flow_table *table);
 u32 flow_table_tuples(const struct flow_table *table);
+
+/* True when both say the same, bit by bit. */
+ALWAYS_INLINE bool flow_match_equal(const struct flow_match *a, const struct flow_match *b)
+{
+	return flow_key_equal(&a->key, &b->key) && flow_key_equal(&a->mask, &b->mask) &&
+	       a->range_src == b->range_src && a->range_dst == b->range_dst &&
+	       (!a->range_src || (a->src_min == b->src_min && a->src_max == b->src_max)) &&
+	       (!a->range_dst || (a->dst_min == b->dst_min && a->dst_max == b->dst_max));
+}
 
 /* True when `match` matches `key`: the definition, used by the leaf check and by tests as the slow reference. */
 ALWAYS_INLINE bool flow_match_accepts(const struct flow_match *m, const struct flow_key *key)
