@@ -336,7 +336,8 @@ static int grow_hot(struct worker *worker, u32 n)
 		rcu_synchronize(worker->dataplane);
 		free(none);
 	} else {
-		memcpy(hot, old, worker->n_hot * sizeof(*hot));
+		if (worker->n_hot)
+			memcpy(hot, old, worker->n_hot * sizeof(*hot));
 		worker->hot = hot;
 		worker->hot_size = n * 2;
 	}
