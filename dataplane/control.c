@@ -25,6 +25,8 @@ static void fill_state(struct port *port, struct port_state *state)
 	state->fdb_count = sw ? fdb_port_count(sw->fdb, port->id) : 0;
 	if (port->kind == PORT_VHOST)
 		port_vhost_state(port, state);
+	else if (port->kind == PORT_PCAP)
+		port_pcap_state(port, state);
 }
 
 /* ---- rules ---- */

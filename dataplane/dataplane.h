@@ -102,6 +102,8 @@ void control_run_once(struct dataplane *dataplane, int timeout_ms); /* loop_run_
 void control_close(struct dataplane *dataplane);
 int64_t control_event(struct dataplane *dataplane, void *event, u32 size);
 
+/* port_pcap.c: connected is 0 when the replay is through; error when a file could not be read to its end or written */
+void port_pcap_state(struct port *port, struct port_state *state);
 /* port_vhost.c: fills what only the session knows */
 void port_vhost_state(struct port *port, struct port_state *state);
 /* port_vhost.c: the control thread's part of a fault: stops the rings */
