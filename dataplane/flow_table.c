@@ -254,7 +254,7 @@ static struct flow_tuple *choose_tuple(struct flow_table *table, const struct fl
 	struct flow_tuple *with_room = NULL, *finest = NULL, *made;
 	struct flow_needle needle;
 	struct flow_key mask = {0};
-	u32 limit = CHAIN_LIMIT + list->n / 4;
+	u32 limit = CHAIN_LIMIT + list->n / 16;
 
 	flow_needle_of(&needle, &entry->match);
 	for (u32 i = 0; i < list->n; i++) {

@@ -239,10 +239,14 @@ bool flow_tuple_refine(const struct flow_tuple *tuple, const struct flow_needle 
 		       struct flow_key *finer)
 {
 	const struct flow_node *chain = tuple->buckets->heads[hash & tuple->buckets->bucket_mask];
-	u32 left = collisions(chain, needle, &tuple->mask), enough = left / 2;
 	bool chosen = true;
+	u32 left, enough;
 
 	*finer = tuple->mask;
+	if (flow_key_equal(&needle->mask, finer))
+		return false;
+	left = collisions(chain, needle, finer);
+	enough = left / 2;
 	while (chosen && (left > enough || flow_key_equal(finer, &tuple->mask))) {
 		struct flow_key best = *finer;
 
