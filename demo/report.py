@@ -69,7 +69,7 @@ class Report:
         self.console.print(f"  [dim]{text}[/dim]", highlight=False)
 
     def step(self, name: str) -> "StepContext":
-        """Begins a step: `with report.step("…") as step: step.check(…)`. An exception ends the step, not the demo's clean-up."""
+        """Begins a step: `with report.step("…") as step: step.check(…)`. An exception ends that step only."""
         step = Step(name)
         self.steps.append(step)
         self.console.print(f"\n[bold]{len(self.steps)}. {name}[/bold]", highlight=False)

@@ -1,0 +1,264 @@
+"""The steps of the demo. Each shows something, removes the cause, and shows that its effect is gone."""
+
+import asyncio
+import contextlib
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo.report import Report, StepContext
+from demo.world import Guest, Ping, World, parse_ping
+from vswitch.model import (
+    AclRule,
+    Nic,
+    PortChange,
+    Switch,
+    VlanAccess,
+    VlanTrunk,
+    VlanUntagged,
+)
+
+ALICE, BOB = "10.77.0.1", "10.77.0.2"
+OFFICE_HOST, OFFICE_GUEST = "10.78.0.1", "10.78.0.2"
+TRUNK_HOST, TRUNK_GUEST = "10.79.0.1", "10.79.0.2"
+FORGED = "02:0f:00:00:00:66"
+PAGE = "hello from bob"
+TRUNK_VLAN = 30
+
+
+@dataclass
+class Cast:
+    """Who takes part: the world, its two guests."""
+
+    world: World
+    alice: Guest
+    bob: Guest
+
+
+async def prepare(world: World, report: Report) -> Cast:
+    """Makes the switches; boots alice and bob on the private one, alice with a second NIC on the internal one."""
+    client = world.client
+    client.create_switch(Switch(name="lab", type="private"))
+    client.create_switch(Switch(name="office", type="internal"))
+    report.say("booting two guests: alice and bob")
+    world.boot(
+        "alice",
+        (Nic(switch="lab", vlan=VlanAccess(vid=100)), Nic(switch="office")),
+        f"eth0={ALICE}/24,eth1={OFFICE_GUEST}/24",
+    )
+    world.boot("bob", (Nic(switch="lab", vlan=VlanAccess(vid=100)),), f"eth0={BOB}/24")
+    return Cast(world, await world.shell("alice"), await world.shell("bob"))
+
+
+async def _ping(step: StepContext, guest: Guest, address: str, name: str) -> Ping:
+    ping = await guest.ping(address)
+    step.keep(name, ping.output)
+    return ping
+
+
+def _works(step: StepContext, what: str, ping: Ping) -> None:
+    step.check(what, "every ping answered", str(ping), ok=ping.works)
+
+
+def _stopped(step: StepContext, what: str, ping: Ping) -> None:
+    step.check(what, "no ping answered", str(ping), ok=ping.stopped)
+
+
+async def vlans(cast: Cast, step: StepContext) -> None:
+    """Step 1: two access VLANs keep guests apart, and the trace says where."""
+    client = cast.world.client
+    cast.world.keep_counters(step, "before")
+    _works(step, "both in VLAN 100", await _ping(step, cast.alice, BOB, "ping-same-vlan"))
+    lost = cast.world.dropped("bob/eth0", "vlan_not_member")
+    client.set_port("bob/eth0", PortChange(vlan=VlanAccess(vid=200)))
+    _stopped(step, "bob moved to VLAN 200", await _ping(step, cast.alice, BOB, "ping-other-vlan"))
+    frame = (
+        f"Ether(src='{client.port('alice/eth0').mac}', dst='{client.port('bob/eth0').mac}')"
+        f"/IP(src='{ALICE}', dst='{BOB}')/ICMP()"
+    )
+    trace = client.trace("alice/eth0", frame)
+    step.keep("trace", trace.text)
+    where = [item.port for item in trace.steps if item.reason == "vlan_not_member"]
+    step.check(
+        "vswitch trace says why and where",
+        "vlan_not_member at bob/eth0",
+        f"{', '.join(trace.drops) or 'no drop'} at {', '.join(str(port) for port in where) or 'no port'}",
+        ok=where == ["bob/eth0"] and not trace.outputs,
+    )
+    grown = cast.world.dropped("bob/eth0", "vlan_not_member") - lost
+    step.check("bob/eth0 counted the loss", "at least 3 vlan_not_member", f"{grown}", ok=grown >= 3)
+    client.set_port("bob/eth0", PortChange(vlan=VlanAccess(vid=100)))
+    _works(step, "bob back in VLAN 100", await _ping(step, cast.alice, BOB, "ping-back"))
+    cast.world.keep_counters(step, "after")
+
+
+async def _wget(step: StepContext, guest: Guest, name: str) -> str:
+    result = await guest.run(f"wget -q -T 5 -O - http://{BOB}/index.html")
+    step.keep(name, result.output)
+    return result.output.strip()
+
+
+async def acls(cast: Cast, step: StepContext) -> None:
+    """Step 2: a rule against ICMP stops ping and nothing else, and the counters show both."""
+    client = cast.world.client
+    started = await cast.bob.run(f"mkdir -p /www; echo '{PAGE}' >/www/index.html; httpd -h /www -p 80")
+    step.keep("httpd", started.output)
+    cast.world.keep_counters(step, "before")
+    deny = client.add_acl("bob/eth0", AclRule(direction="in", action="deny", weight=20, protocol="icmp"))
+    allow = client.add_acl("bob/eth0", AclRule(direction="in", action="allow", weight=10))
+    _stopped(step, "ICMP to bob denied", await _ping(step, cast.alice, BOB, "ping-denied"))
+    page = await _wget(step, cast.alice, "wget")
+    step.check("wget goes on", PAGE, page or "nothing", ok=page == PAGE)
+    rules = {rule.id: rule.packets for rule in client.acls("bob/eth0")}
+    cast.world.keep_counters(step, "with-rules")
+    step.check(
+        "the rules counted",
+        "deny 3 or more, allow 1 or more",
+        f"deny {rules[deny.id]}, allow {rules[allow.id]}",
+        ok=rules[deny.id] >= 3 and rules[allow.id] >= 1,
+    )
+    client.delete_acl("bob/eth0", deny.id)
+    _works(step, "the rule removed", await _ping(step, cast.alice, BOB, "ping-allowed"))
+    client.delete_acl("bob/eth0", allow.id)
+    cast.world.keep_counters(step, "after")
+
+
+async def _set_mac(guest: Guest, mac: str) -> None:
+    await guest.run(f"ip link set eth0 down; ip link set eth0 address {mac}; ip link set eth0 up")
+
+
+async def spoofing(cast: Cast, step: StepContext) -> None:
+    """Step 3: a forged source MAC is dropped by default and passes when it is allowed."""
+    client = cast.world.client
+    own = client.port("alice/eth0").mac
+    assert own is not None, "vswitchd gives every port a MAC"
+    cast.world.keep_counters(step, "before")
+    lost = cast.world.dropped("alice/eth0", "spoofed_mac")
+    await _set_mac(cast.alice, FORGED)
+    _stopped(step, f"alice sends from {FORGED}", await _ping(step, cast.alice, BOB, "ping-forged"))
+    grown = cast.world.dropped("alice/eth0", "spoofed_mac") - lost
+    step.check("alice/eth0 counted the loss", "at least 1 spoofed_mac", f"{grown}", ok=grown >= 1)
+    client.set_port("alice/eth0", PortChange(allow_spoofing=True))
+    _works(step, "spoofing allowed", await _ping(step, cast.alice, BOB, "ping-allowed"))
+    learned = [entry.port for entry in client.fdb("lab") if entry.mac == FORGED]
+    step.check(
+        "the switch learned it", "alice/eth0", ", ".join(learned) or "nowhere", ok=learned == ["alice/eth0"]
+    )
+    client.set_port("alice/eth0", PortChange(allow_spoofing=False))
+    await _set_mac(cast.alice, own)
+    _works(step, "its own MAC, guard on", await _ping(step, cast.alice, BOB, "ping-own"))
+    cast.world.keep_counters(step, "after")
+
+
+async def _host_ping(step: StepContext, address: str, name: str) -> Ping:
+    process = await asyncio.create_subprocess_exec(
+        "ping", "-n", "-c", "3", "-i", "0.2", "-W", "1", address,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    output, _ = await process.communicate()
+    step.keep(name, output.decode(errors="replace"))
+    return parse_ping(output.decode(errors="replace"))
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+async def internal(cast: Cast, step: StepContext) -> None:
+    """Step 4: the host reaches a guest through its own port: untagged, and over a trunk to a VLAN interface."""
+    client = cast.world.client
+    cast.world.keep_counters(step, "before")
+    host = client.port("office/host")
+    device = host.device
+    assert device is not None, "an internal switch has a host port with a device"
+    step.say(f"the host's own port is office/host, its device {device}")
+    _ip("addr", "replace", f"{OFFICE_HOST}/24", "dev", device)
+    _ip("addr", "replace", f"{TRUNK_HOST}/24", "dev", device)
+    _works(step, "host to alice, untagged", await _host_ping(step, OFFICE_GUEST, "host-untagged"))
+
+    made = await cast.alice.run(
+        f"vconfig add eth1 {TRUNK_VLAN}; ip addr add {TRUNK_GUEST}/24 dev eth1.{TRUNK_VLAN}; "
+        f"ip link set eth1.{TRUNK_VLAN} up; ip -d link show eth1.{TRUNK_VLAN}"
+    )
+    step.keep("vlan-interface", made.output)
+    client.set_port("alice/eth1", PortChange(vlan=VlanTrunk(allowed="20-40")))
+    client.set_port("office/host", PortChange(vlan=VlanAccess(vid=TRUNK_VLAN)))
+    _works(
+        step,
+        f"host in VLAN {TRUNK_VLAN}, alice on a trunk",
+        await _host_ping(step, TRUNK_GUEST, "host-trunk"),
+    )
+    client.set_port("office/host", PortChange(vlan=VlanAccess(vid=50)))
+    _stopped(
+        step, "host in VLAN 50, not on the trunk", await _host_ping(step, TRUNK_GUEST, "host-other-vlan")
+    )
+    client.set_port("office/host", PortChange(vlan=VlanUntagged()))
+    client.set_port("alice/eth1", PortChange(vlan=VlanUntagged()))
+    _works(step, "both untagged again", await _host_ping(step, OFFICE_GUEST, "host-untagged-again"))
+    cast.world.keep_counters(step, "after")
+
+
+async def _capture(cast: Cast, step: StepContext, file: Path) -> None:
+    """Captures alice's port while she pings bob."""
+    ready = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def read() -> None:
+        with cast.world.client.capture("alice/eth0") as chunks, file.open("wb") as output:
+            for chunk in chunks:
+                output.write(chunk)
+                loop.call_soon_threadsafe(ready.set)
+                if stop.is_set():
+                    return
+
+    reader = asyncio.create_task(asyncio.to_thread(read))
+    await ready.wait()
+    _works(step, "while alice/eth0 is captured", await _ping(step, cast.alice, BOB, "ping-captured"))
+    stop.set()
+    # One more frame, so that the reader looks up.
+    await cast.alice.ping(BOB, count=1)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(10):
+            await reader
+
+
+def _tshark(file: Path) -> subprocess.CompletedProcess[str]:
+    command = ["tshark", "-n", "-r", str(file), "-T", "fields", "-e", "icmp.type", "-Y", "icmp"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+async def losses(cast: Cast, step: StepContext) -> None:
+    """Step 5: every loss so far has a name, and a capture is one that other tools read."""
+    drops = {(drop.port, drop.reason): drop for drop in cast.world.client.drops()}
+    text = "\n".join(f"{d.port} {d.reason} {d.packets}: because {d.sentence}" for d in drops.values())
+    step.keep("drops", text)
+    wanted = [("bob/eth0", "vlan_not_member"), ("bob/eth0", "acl_deny"), ("alice/eth0", "spoofed_mac")]
+    for port, reason in wanted:
+        drop = drops.get((port, reason))
+        step.check(
+            f"vswitch drops: {port}",
+            f"{reason}, counted",
+            f"{reason} {drop.packets if drop else 0}",
+            ok=drop is not None,
+        )
+    file = step.keep("capture", "").with_suffix(".pcapng")
+    await _capture(cast, step, file)
+    tshark = await asyncio.to_thread(_tshark, file)
+    step.keep("tshark", tshark.stdout + tshark.stderr)
+    types = tshark.stdout.split()
+    step.check(
+        "tshark reads the capture",
+        "3 or more echo requests and as many replies",
+        f"{types.count('8')} requests, {types.count('0')} replies",
+        ok=types.count("8") >= 3 and types.count("0") >= 3,
+    )
+
+
+STEPS = (
+    ("VLANs: 100 and 200 are apart", vlans),
+    ("ACLs: no ICMP to bob, the rest passes", acls),
+    ("a forged MAC is dropped, unless it is allowed", spoofing),
+    ("an internal switch: the host, untagged and over a trunk", internal),
+    ("every loss has a name; a capture that tshark reads", losses),
+)
