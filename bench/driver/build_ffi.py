@@ -1,7 +1,8 @@
 """Writes the C source of the module `bench.driver._driver`: `build_ffi.py OUTPUT.c`.
 
-The declarations are the part of `driver.h` between its two cffi marks, so there is no second copy of them. The module is
-that source compiled together with `driver_memory.c`, `driver_ring.c` and `driver_pump.c`, with this folder among the include paths.
+The declarations are the part of `driver.h` between its two cffi marks, so there is no second copy of them.
+The module is
+that source compiled together with `SOURCES`, with this folder among the include paths.
 """
 
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("driver_memory.c", "driver_ring.c", "driver_pump.c")
+SOURCES = ("driver_memory.c", "driver_ring.c", "driver_notify.c", "driver_pump.c")
 
 
 def declarations(header: str) -> str:

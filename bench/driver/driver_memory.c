@@ -1,7 +1,9 @@
-/* Guest memory as the driver sees it: a reserved span of addresses with the guest's regions mapped into it.
+/* Guest memory as the driver sees it: a reserved span of addresses with the guest's regions mapped
+ * into it.
  *
- * Because guest and own addresses differ by one constant, a buffer may run over the border of two regions here, while a back end that maps
- * them one by one has to take it apart. Trusts its caller; any thread, one at a time. Never touches what is in the memory.
+ * Because guest and own addresses differ by one constant, a buffer may run over the border of two
+ * regions here, while a back end that maps them one by one has to take it apart. Trusts its caller;
+ * any thread, one at a time. Never touches what is in the memory.
  */
 #define _GNU_SOURCE
 #include "driver.h"
@@ -15,7 +17,7 @@
 
 struct driver_memory {
 	uint8_t *reserved; /* what mmap() gave */
-	uint8_t *start;	   /* guest address `lowest` is here: as aligned to huge pages as `lowest` is */
+	uint8_t *start; /* of guest address `lowest`: as aligned to huge pages as that is */
 	uint64_t lowest;
 	uint64_t span;
 	uint64_t reserved_size;
@@ -65,7 +67,8 @@ int driver_memory_map(struct driver_memory *memory, uint64_t address, uint64_t s
 	return at == MAP_FAILED ? -errno : 0;
 }
 
-/* Makes a mapped range zero by giving its pages back. Works on files that a back end has sealed against shrinking. Returns 0 or -errno. */
+/* Makes a mapped range zero by giving its pages back. Works on files that a back end has sealed
+ * against shrinking. Returns 0 or -errno. */
 int driver_memory_zero(struct driver_memory *memory, uint64_t address, uint64_t size)
 {
 	if (!inside(memory, address, size))

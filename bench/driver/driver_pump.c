@@ -1,7 +1,7 @@
 /* Load: keeps transmit and receive rings busy with stamped frames, and checks what comes.
  *
- * Reads received frames (strangers' bytes until the stamp says whose they are). Runs in its caller's thread until done; never sleeps, except
- * that an idle loop yields the CPU.
+ * Reads received frames (strangers' bytes until the stamp says whose they are). Runs in its
+ * caller's thread until done; never sleeps, except that an idle loop yields the CPU.
  */
 #define _GNU_SOURCE
 #include "ring.h"
@@ -25,9 +25,9 @@ struct run {
 	struct driver_pump *pump;
 	uint32_t tx_stamp[DRIVER_STREAMS_MAX]; /* places in a transmit buffer */
 	uint32_t tx_ports[DRIVER_STREAMS_MAX];
-	uint32_t rx_stamp[DRIVER_STREAMS_MAX]; /* in a receive buffer of this side, for the frame of stream 0 */
-	uint64_t added[DRIVER_STREAMS_MAX];    /* frames given to the device in this run */
-	uint64_t taken[DRIVER_STREAMS_MAX];    /* of those: taken by it */
+	uint32_t rx_stamp[DRIVER_STREAMS_MAX]; /* in a receive buffer */
+	uint64_t added[DRIVER_STREAMS_MAX]; /* frames given to the device in this run */
+	uint64_t taken[DRIVER_STREAMS_MAX]; /* of those: taken by it */
 };
 
 static uint64_t now_ns(void)
@@ -110,7 +110,8 @@ static bool side_is_valid(struct run *run, uint32_t index)
 	return left >= sizeof(struct stamp);
 }
 
-/* True when so many used buffers are there that looking at them is worth the cache lines. With descriptors that don't tell: when there is one. */
+/* True when so many used buffers are there that looking at them is worth the cache lines. With
+ * descriptors that don't tell: when there is one. */
 static bool batch_is_there(const struct driver_ring *ring, uint32_t batch, uint32_t n_cuts)
 {
 	uint32_t at = ring->used_position + batch - 1;
@@ -225,7 +226,33 @@ static void inspect(struct run *run, uint32_t index, uint32_t id, uint32_t lengt
 		side->corrupt++;
 }
 
-/* Receive: takes whole frames and posts their buffers again. Returns buffers moved, or a negative driver_error. */
+/* Asks for the stamps of frames that are about to be taken: they are in the other CPU's cache. */
+static void prefetch(const struct run *run, uint32_t index)
+{
+	const struct driver_ring *ring = run->pump->sides[index].rx;
+	uint32_t size = ring->setup.size, place = run->rx_stamp[index];
+
+	for (uint32_t i = 0; i < run->pump->batch && i < size; i++) {
+		uint32_t id;
+
+		if (ring->setup.packed) {
+			uint32_t at = ring->used_position + i;
+
+			id = LOAD_RELAXED(&ring->desc.packed[at < size ? at : at - size].id);
+		} else {
+			id = LOAD_RELAXED(
+				&ring->used->ring[(ring->used_index + i) & (size - 1)].id);
+		}
+		if (id >= size)
+			return;
+		__builtin_prefetch(buffer_at(ring, id) + place);
+		if (ring->setup.mergeable)
+			__builtin_prefetch(buffer_at(ring, id));
+	}
+}
+
+/* Receive: takes whole frames and posts their buffers again. Returns buffers moved, or a negative
+ * driver_error. */
 static int receive(struct run *run, uint32_t index, bool patient)
 {
 	struct driver_pump_side *side = &run->pump->sides[index];
@@ -236,6 +263,8 @@ static int receive(struct run *run, uint32_t index, bool patient)
 
 	if (patient && !batch_is_there(ring, run->pump->batch, side->n_rx_cuts))
 		return 0;
+	if (patient)
+		prefetch(run, index);
 	while ((n < TURN || more) && (got = ring_take(ring, &used)) > 0) {
 		if (used.length > ring->requests[used.id].capacity)
 			return -DRIVER_USED_LENGTH;

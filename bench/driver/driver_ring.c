@@ -1,13 +1,13 @@
-/* Split and packed rings, driven as a guest's virtio-net driver does, with every choice that a driver may make.
+/* Split and packed rings, driven as a guest's virtio-net driver does, with every choice that a
+ * driver may make.
  *
- * Reads what the device wrote (a stranger's: checked once, in ring_take()); trusts its caller for addresses. One thread per ring at a time.
- * Never blocks and never waits for the device.
+ * Reads what the device wrote (a stranger's: checked once, in ring_take()); trusts its caller for
+ * addresses. One thread per ring at a time. Never blocks and never waits for the device.
  */
 #define _GNU_SOURCE
 #include "ring.h"
 
 #include <stdlib.h>
-#include <sys/eventfd.h>
 
 #define GUARD_BYTE 0xa5
 
@@ -41,7 +41,8 @@ static void write_start(struct driver_ring *ring)
 	}
 	ring->position = ring->used_position = s->start & 0x7fff;
 	ring->wrap = ring->used_wrap = s->start >> 15 & 1;
-	/* A position behind the start was available and used in the other round: the device must not take it for new. */
+	/* A position behind the start was available and used in the other round: the device must
+	 * not take it for new. */
 	for (uint32_t i = 0; i < s->size; i++) {
 		bool wrap = i < ring->position ? ring->wrap : !ring->wrap;
 
@@ -50,7 +51,8 @@ static void write_start(struct driver_ring *ring)
 	ring->oldest = ring->position;
 }
 
-/* Returns a ring whose memory is ready for the device, or NULL: the setup is not valid, or no memory. */
+/* Returns a ring whose memory is ready for the device, or NULL: the setup is not valid, or no
+ * memory. */
 struct driver_ring *driver_ring_new(struct driver_memory *memory,
 				    const struct driver_ring_setup *setup)
 {
@@ -125,7 +127,8 @@ static uint32_t advance(const struct driver_ring *ring, uint32_t position, uint3
 	return position >= ring->setup.size ? position - ring->setup.size : position;
 }
 
-/* An indirect table for buffer `id`. Split and packed tables differ in their last four bytes only (virtio 1.2, 2.8.7). */
+/* An indirect table for buffer `id`. Split and packed tables differ in their last four bytes only
+ * (virtio 1.2, 2.8.7). */
 static void fill_table(struct driver_ring *ring, uint32_t id, uint32_t n_cuts, bool writable)
 {
 	const uint32_t *cuts = ring->cuts + (size_t)id * ring->setup.segments_max;
@@ -160,15 +163,16 @@ struct piece {
 	uint16_t flags;
 };
 
-/* Piece `i` of buffer `id` as the ring shows it: a segment, or the indirect table. `address` goes from segment to segment. */
+/* Piece `i` of buffer `id` as the ring shows it: a segment, or the indirect table. `address` goes
+ * from segment to segment. */
 static struct piece piece_of(struct driver_ring *ring, uint32_t id, uint32_t i, uint64_t *address)
 {
 	const struct request *request = &ring->requests[id];
 	struct piece piece = {.address = *address};
 
 	if (ring->tables) {
-		piece.address = ring->setup.tables + (uint64_t)id * ring->setup.segments_max *
-						      sizeof(struct split_desc);
+		piece.address = ring->setup.tables +
+				(uint64_t)id * ring->setup.segments_max * sizeof(struct split_desc);
 		piece.length = request->segments * (uint32_t)sizeof(struct split_desc);
 		piece.flags = DESC_INDIRECT;
 		return piece;
@@ -198,8 +202,9 @@ static void add_split(struct driver_ring *ring, uint32_t id, uint16_t write)
 	}
 	ring->first_free = at;
 	ring->position = at;
-	ring->avail->ring[(uint16_t)(ring->avail_index + ring->unpublished) &
-			  (ring->setup.size - 1)] = (uint16_t)id;
+	ring->avail
+		->ring[(uint16_t)(ring->avail_index + ring->unpublished) & (ring->setup.size - 1)] =
+		(uint16_t)id;
 }
 
 static void add_packed(struct driver_ring *ring, uint32_t id, uint16_t write)
@@ -216,7 +221,8 @@ static void add_packed(struct driver_ring *ring, uint32_t id, uint16_t write)
 		desc->address = piece.address;
 		desc->length = piece.length;
 		desc->id = (uint16_t)id;
-		/* The device looks at the first one first: as long as that one's flags are old, the rest is not there. */
+		/* The device looks at the first one first: as long as that one's flags are old, the
+		 * rest is not there. */
 		if (!ring->unpublished && !i) {
 			ring->held_flags = flags;
 			ring->held_position = ring->position;
@@ -328,7 +334,8 @@ uint32_t driver_publish(struct driver_ring *ring)
 
 	if (!n)
 		return 0;
-	/* Both releases pair with the device's acquire of the same word: what it describes is written before. */
+	/* Both releases pair with the device's acquire of the same word: what it describes is
+	 * written before. */
 	if (ring->setup.packed) {
 		STORE_RELEASE(&ring->desc.packed[ring->held_position].flags, ring->held_flags);
 	} else {
@@ -337,82 +344,6 @@ uint32_t driver_publish(struct driver_ring *ring)
 	}
 	ring->unpublished = 0;
 	return n;
-}
-
-/* Notifications. */
-
-/* True when going from `old` to `new` has passed `event` (virtio 1.2, 2.7.7.2). */
-static bool passed_event(uint16_t event, uint16_t new, uint16_t old)
-{
-	return (uint16_t)(new - event - 1) < (uint16_t)(new - old);
-}
-
-static bool kick_wanted_packed(const struct driver_ring *ring)
-{
-	/* Flags first: the position is valid when they say so. */
-	uint16_t flags = LOAD_ACQUIRE(&ring->device_event->flags);
-	uint16_t at = LOAD_RELAXED(&ring->device_event->position);
-	uint16_t event = at & 0x7fff, new = (uint16_t)ring->position;
-
-	if (!ring->setup.event_idx || (flags & 3) != EVENT_DESC)
-		return (flags & 3) != EVENT_DISABLE;
-	if ((at >> 15) != ring->wrap)
-		event = (uint16_t)(event - ring->setup.size);
-	return passed_event(event, new, (uint16_t)(new - ring->unnotified));
-}
-
-static bool kick_wanted_split(const struct driver_ring *ring)
-{
-	const uint16_t *event = (const uint16_t *)&ring->used->ring[ring->setup.size];
-
-	if (!ring->setup.event_idx)
-		return !(LOAD_RELAXED(&ring->used->flags) & NO_NOTIFY);
-	return passed_event(LOAD_RELAXED(event), ring->avail_index,
-			    (uint16_t)(ring->avail_index - ring->unnotified));
-}
-
-int driver_notify(struct driver_ring *ring)
-{
-	bool wanted;
-
-	if (!ring->unnotified || ring->unpublished)
-		return 0;
-	/* Pairs with the device's barrier between asking for a kick and looking once more. */
-	FULL_BARRIER();
-	wanted = ring->setup.packed ? kick_wanted_packed(ring) : kick_wanted_split(ring);
-	ring->unnotified = 0;
-	if (!wanted) {
-		ring->counters.kicks_suppressed++;
-		return 0;
-	}
-	ring->counters.kicks++;
-	eventfd_write(ring->setup.kick_fd, 1);
-	return 1;
-}
-
-void driver_interrupts(struct driver_ring *ring, int on)
-{
-	if (ring->setup.packed) {
-		uint16_t flags = on ? EVENT_ENABLE : EVENT_DISABLE;
-		uint16_t at = (uint16_t)(ring->used_position | (unsigned int)ring->used_wrap << 15);
-
-		if (on && ring->setup.event_idx) {
-			__atomic_store_n(&ring->driver_event->position, at, __ATOMIC_RELAXED);
-			flags = EVENT_DESC;
-		}
-		STORE_RELEASE(&ring->driver_event->flags, flags);
-	} else if (ring->setup.event_idx) {
-		/* Off: an index that was passed just now, so the farthest one there is. */
-		uint16_t event = (uint16_t)(on ? ring->used_index : ring->used_index - 1);
-
-		__atomic_store_n(&ring->avail->ring[ring->setup.size], event, __ATOMIC_RELAXED);
-	} else {
-		uint16_t flags = on ? 0 : NO_INTERRUPT;
-
-		__atomic_store_n(&ring->avail->flags, flags, __ATOMIC_RELAXED);
-	}
-	/* Pairs with the device's barrier between writing used entries and looking whether we want to know. */
-	FULL_BARRIER();
 }
 
 /* Taking back. */
@@ -427,7 +358,8 @@ int driver_pending(const struct driver_ring *ring)
 	return LOAD_ACQUIRE(&ring->used->index) != ring->used_index;
 }
 
-/* Reads the next used entry into ring->batch…; 1, 0 (none) or an error. What is read here is the device's word. */
+/* Reads the next used entry into ring->batch…; 1, 0 (none) or an error. What is read here is the
+ * device's word. */
 static int read_used(struct driver_ring *ring)
 {
 	uint32_t id, length, visible, ahead;
@@ -538,11 +470,13 @@ struct target {
 	uint32_t length; /* so far */
 };
 
-/* Appends the first `length` bytes of a buffer and checks its guards. Returns 0 or a negative driver_error. */
+/* Appends the first `length` bytes of a buffer and checks its guards. Returns 0 or a negative
+ * driver_error. */
 static int copy_buffer(const struct driver_ring *ring, const struct completion *used,
 		       struct target *target)
 {
-	static const uint8_t guard[DRIVER_GUARD_SIZE] = {[0 ... DRIVER_GUARD_SIZE - 1] = GUARD_BYTE};
+	static const uint8_t guard[DRIVER_GUARD_SIZE] = {[0 ... DRIVER_GUARD_SIZE - 1] =
+								 GUARD_BYTE};
 	const uint32_t *cuts = ring->cuts + (size_t)used->id * ring->setup.segments_max;
 	const uint8_t *from = buffer_at(ring, used->id);
 	uint32_t left = used->length;
@@ -611,8 +545,10 @@ uint32_t driver_resume_base(const struct driver_ring *ring)
 
 	if (!ring->setup.packed)
 		return LOAD_ACQUIRE(&ring->used->index);
-	/* Walk over what was used and not looked at yet. A batch of used buffers is skipped as a whole. */
-	for (uint32_t i = 0, n = ring->in_flight; i < n && packed_used_at(ring, position, wrap); i++) {
+	/* Walk over what was used and not looked at yet. A batch of used buffers is skipped as a
+	 * whole. */
+	for (uint32_t i = 0, n = ring->in_flight; i < n && packed_used_at(ring, position, wrap);
+	     i++) {
 		uint32_t id = LOAD_RELAXED(&ring->desc.packed[position].id);
 		uint32_t by;
 

@@ -60,12 +60,15 @@ OFFLOADS = (
     | Feature.HOST_TSO6
     | Feature.HOST_ECN
 )
+NO_FEATURES = Feature(0)
 USO = Feature.GUEST_USO4 | Feature.GUEST_USO6 | Feature.HOST_USO
 
 
 @dataclass(frozen=True)
 class GuestConfig:
-    """What the guest's driver chooses. A feature that is chosen and not offered is an error, except USO and protocol features.
+    """What the guest's driver chooses.
+
+    A feature that is chosen and not offered is an error, except USO and protocol features.
 
     Args:
         packed, in_order, event_idx, mergeable: the features of that name.
@@ -76,7 +79,8 @@ class GuestConfig:
         ring_size: descriptors of each ring.
         segments: descriptors a transmit frame is cut into, 1..256 (fewer when `cuts` says so).
         rx_segments: the same for a receive buffer.
-        rx_buffer_size: bytes of a receive buffer with the 12 of the header; none: 2048, or 64 KiB without `mergeable` but with `offloads`.
+        rx_buffer_size: bytes of a receive buffer with the 12 of the header; none: 2048, or 64 KiB without
+            `mergeable` but with `offloads`.
         frame_size_max: the longest frame to send, in bytes.
         post_buffers: keep receive rings full.
         reply_ack: let the back end confirm each message, if it can.
@@ -92,7 +96,7 @@ class GuestConfig:
     indirect: bool = False
     offloads: bool = False
     uso: bool = False
-    extra_features: Feature = Feature(0)
+    extra_features: Feature = NO_FEATURES
     queue_pairs: int = 1
     ring_size: int = 256
     segments: int = 1
@@ -166,7 +170,11 @@ class Guest:
         self._session: Session | None = None
         self._listener: socket.socket | None = None
         self._listening: Path | None = None
-        self._make_rings()
+        try:
+            self._make_rings()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> "Guest":
         return self
@@ -235,7 +243,8 @@ class Guest:
         session.reply_ack = False
         self.offered = Feature(session.get(Request.GET_FEATURES))
         wanted = config.wanted_features()
-        if missing := wanted & ~self.offered:
+        # As numbers: ~ of a flag knows named bits only.
+        if missing := Feature(int(wanted) & ~int(self.offered)):
             raise DriverError(f"the back end does not offer {missing!r}")
         if config.uso:
             wanted |= USO & self.offered
@@ -244,7 +253,6 @@ class Guest:
         chosen = ProtocolFeature.MQ | ProtocolFeature.CONFIG | ProtocolFeature.RESET_DEVICE
         if config.reply_ack:
             chosen |= ProtocolFeature.REPLY_ACK
-        # CONFIG is for devices that have a configuration space; a network back end that offers it can be asked.
         self.protocol_features = chosen & offered
         session.set(Request.SET_PROTOCOL_FEATURES, int(self.protocol_features).to_bytes(8, "little"))
         session.reply_ack = ProtocolFeature.REPLY_ACK in self.protocol_features
@@ -256,7 +264,7 @@ class Guest:
         session.set(Request.SET_OWNER)
 
     def start(self) -> None:
-        """Give features, memory and rings to the back end, and enable them. Rings go on where their used index is."""
+        """Hand features, memory and rings over and enable them; rings go on at their used index."""
         session = self.session
         session.set(Request.SET_FEATURES, int(self.features).to_bytes(8, "little"))
         session.set_memory_table(self.memory.regions)
@@ -305,7 +313,7 @@ class Guest:
         return [self.stop_ring(queue) for queue in self.queues]
 
     def reset(self) -> None:
-        """Reset the device and start it from new, on the same connection: rings and memory are empty, features are set again."""
+        """Reset the device and start it with empty rings and memory, on the same connection."""
         self.stop()
         self.renew()
         self.start()
@@ -317,7 +325,7 @@ class Guest:
         self._make_rings()
 
     def disconnect(self) -> None:
-        """Close the connection; memory and rings stay, so that the next `connect()` or `accept()` goes on where they are."""
+        """Close the connection; memory and rings stay, and the next `connect()` goes on with them."""
         if self._session is not None:
             self._session.close()
             self._session = None
@@ -350,7 +358,7 @@ class Guest:
         ring.flush()
 
     def send_batch(self, frames: Sequence[bytes], header: Header | None = None, *, queue: int = 0) -> int:
-        """Send frames with one publication and at most one kick. Returns how many there was room for, from the front."""
+        """Send frames with one publication and one kick at most. Returns how many fitted, from the front."""
         ring = self.tx[queue]
         ring.reclaim()
         sent = 0
@@ -373,7 +381,7 @@ class Guest:
         return frames
 
     def receive_frames(self, count: int, *, timeout: float = 5.0, queue: int = 0) -> list[Received]:
-        """Wait (asleep, by interrupt) until `count` frames are there, at most `timeout` seconds; returns all that came."""
+        """Sleep until `count` frames are there, at most `timeout` seconds; returns all that came."""
         deadline = time.monotonic() + timeout
         frames = self.receive(queue=queue)
         while len(frames) < count and (left := deadline - time.monotonic()) > 0:

@@ -115,9 +115,11 @@ class Pump:
     def _fill(self, raw: Any, side: Side) -> None:
         frame = Header().pack() + side.template.frame()
         tx, rx = side.guest.tx[side.queue], side.guest.rx[side.queue]
-        # The header has a segment of its own when there are several, and ports and stamp are in the second one, whole.
-        parts = even_cuts(len(frame) - Header.SIZE, tx.layout.segments_max - 1)
-        tx_cuts = [len(frame)] if tx.layout.segments_max == 1 else _merge([Header.SIZE, *parts], 8 + _STAMP_OFFSET)
+        # Of several segments the header has the first one, and ports and stamp are whole in the second.
+        tx_cuts = [len(frame)]
+        if tx.layout.segments_max > 1:
+            parts = even_cuts(len(frame) - Header.SIZE, tx.layout.segments_max - 1)
+            tx_cuts = _merge([Header.SIZE, *parts], _STAMP_OFFSET + 8)
         rx_cuts = even_cuts(rx.layout.buffer_size, rx.layout.segments_max)
         arrays = [
             ffi.new("uint8_t[]", frame),

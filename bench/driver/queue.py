@@ -32,7 +32,6 @@ _SENTENCES = {
     "OVERRUN": "bytes behind a receive buffer were changed",
     "FRAME_INCOMPLETE": "num_buffers counts buffers that are not used yet",
     "FRAME_TOO_LONG": "a frame of more than 128 KiB",
-    "PUMP_CONTENT": "a frame that no stream has sent",
 }
 
 
@@ -100,7 +99,8 @@ class QueueLayout:
         buffer_size: bytes that fit into one buffer.
         segments_max: descriptors a buffer may have, 1..256.
         indirect: buffers are described by indirect tables.
-        start: the first index (split) or position with wrap counter in bit 15 (packed); None: as after a reset.
+        start: the first index (split) or position with wrap counter in bit 15 (packed); None: as after a
+            reset.
     """
 
     size: int
@@ -115,7 +115,7 @@ class QueueLayout:
 
 
 def even_cuts(total: int, segments: int) -> list[int]:
-    """`total` bytes in so many segments: the virtio-net header in the first one with its share, the rest evenly."""
+    """`total` bytes in so many segments of equal length, the first ones a byte longer."""
     segments = max(1, min(segments, total))
     share, extra = divmod(total, segments)
     return [share + (i < extra) for i in range(segments)]
@@ -193,7 +193,8 @@ class Queue:
         Args:
             frame: from the destination MAC on.
             header: none asks for nothing.
-            cuts: lengths of the segments, header included; none: as many as the layout allows for direct chains of the ring, evenly.
+            cuts: lengths of the segments, header included; none: as many as the layout allows for direct
+            chains of the ring, evenly.
 
         Returns:
             False when the ring is full.
@@ -244,7 +245,7 @@ class Queue:
     # Both.
 
     def flush(self, *, kick: bool = True) -> int:
-        """Show the device what was added, and kick it unless it asked not to be (or `kick` is off). Returns buffers shown."""
+        """Show the device what was added, and kick it if it wants that. Returns buffers shown."""
         shown = int(lib.driver_publish(self._ring))
         if kick:
             lib.driver_notify(self._ring)
@@ -273,7 +274,7 @@ class Queue:
 
     @property
     def resume_base(self) -> int:
-        """Where a new device has to go on: behind the last buffer that was used (split: 16 bits; packed: position and wrap counter)."""
+        """Where a new device goes on, behind the last used buffer (packed: bit 15 is the wrap counter)."""
         return int(lib.driver_resume_base(self._ring))
 
     def interrupts(self, on: bool) -> None:
@@ -291,7 +292,8 @@ class Queue:
         """Sleep until the device interrupts because it has returned something; at most `timeout` seconds.
 
         Returns:
-            True when there is something to take. False: time is over, or the interrupt came without a used buffer.
+            True when there is something to take. False: time is over, or the interrupt came without a used
+            buffer.
         """
         deadline = time.monotonic() + timeout
         self.interrupts(True)
@@ -311,13 +313,23 @@ class Queue:
         """All descriptors, 16 bytes each, to write."""
         return self.memory.view(self.descriptors, 16 * self.layout.size)
 
-    def write_descriptor(self, slot: int, address: int, length: int, *, flags: int = 0, last: int = 0) -> None:
-        """Write a descriptor as given. `last` is what ends it: split: `next`; packed: the buffer id, which comes before the flags."""
+    def write_descriptor(
+        self, slot: int, address: int, length: int, *, flags: int = 0, last: int = 0
+    ) -> None:
+        """Write a descriptor as given.
+
+        Args:
+            slot: its number.
+            address: guest address.
+            length: bytes.
+            flags: as the ring's format has them.
+            last: split: `next`; packed: the buffer id.
+        """
         words = (last, flags) if self.layout.packed else (flags, last)
         struct.pack_into("<QIHH", self.descriptor_view(), 16 * slot, address, length, *words)
 
     def write_avail(self, index: int, heads: Sequence[int] = ()) -> None:
-        """Split rings: put `heads` into the avail ring before `index`, then set the index, whatever it was."""
+        """Split rings: put `heads` before `index` in the avail ring, then set the index."""
         view = self.memory.view(self.avail, 6 + 2 * self.layout.size)
         for i, head in enumerate(heads):
             slot = (index - len(heads) + i) % self.layout.size

@@ -1,4 +1,4 @@
-"""The front end's side of vhost-user: messages, descriptors, replies. What the back end sends is checked before it is believed."""
+"""The front end's side of vhost-user: messages, descriptors, replies, which are checked when they come."""
 
 import os
 import socket
@@ -161,11 +161,13 @@ class Session:
         """
         got, flags, size = _HEADER.unpack(self.receive_exactly(_HEADER.size))
         if got != request or flags & 7 != VERSION | REPLY or size > _PAYLOAD_MAX:
-            raise SessionError(f"message {got} (flags {flags:#x}, {size} bytes) where the reply to {request} should be")
+            raise SessionError(
+                f"message {got} (flags {flags:#x}, {size} bytes) where the reply to {request} should be"
+            )
         return self.receive_exactly(size)
 
     def set(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Send a message that has no reply of its own, and with REPLY_ACK wait for the back end's word that it worked.
+        """Send a message that has no reply of its own; with REPLY_ACK, wait to hear that it worked.
 
         Raises:
             SessionError: it did not.
@@ -193,7 +195,9 @@ class Session:
         payload = struct.pack("<II", len(regions), 0)
         for region in regions:
             layout = region.layout
-            payload += struct.pack("<QQQQ", layout.address, layout.size, region.user_address, layout.file_offset)
+            payload += struct.pack(
+                "<QQQQ", layout.address, layout.size, region.user_address, layout.file_offset
+            )
         self.set(Request.SET_MEM_TABLE, payload, [region.fd for region in regions])
 
     def set_vring(self, request: Request, index: int, value: int) -> None:

@@ -1,4 +1,4 @@
-"""The driver against a vhost-user back end that others wrote: DPDK's testpmd forwards between two of our guests."""
+"""The driver against a back end that others wrote: DPDK's testpmd forwards between two guests."""
 
 import shutil
 import signal
@@ -14,7 +14,9 @@ from bench.driver.pump import FrameTemplate, Pump, Side
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.skipif(shutil.which("dpdk-testpmd") is None, reason="dpdk-testpmd is not installed (dpdk-dev)"),
+    pytest.mark.skipif(
+        shutil.which("dpdk-testpmd") is None, reason="dpdk-testpmd is not installed (dpdk-dev)"
+    ),
 ]
 
 Start = Callable[..., tuple[Path, Path]]
@@ -27,10 +29,22 @@ def testpmd(tmp_path: Path) -> Iterator[Start]:
 
     def start(*, client: bool = False, queues: int = 1) -> tuple[Path, Path]:
         paths = (tmp_path / "a.sock", tmp_path / "b.sock")
-        arguments = ["dpdk-testpmd", "--no-huge", "-m", "256", "--no-pci", "--no-telemetry", "--lcores", "0@0,1@1"]
+        arguments = [
+            "dpdk-testpmd",
+            "--no-huge",
+            "-m",
+            "256",
+            "--no-pci",
+            "--no-telemetry",
+            "--lcores",
+            "0@0,1@1",
+        ]
         arguments += ["--log-level=lib.eal:error", f"--file-prefix=driver-{tmp_path.name}"]
         for number, path in enumerate(paths):
-            arguments += ["--vdev", f"net_vhost{number},iface={path},queues={queues},client={int(client)},tso=1"]
+            arguments += [
+                "--vdev",
+                f"net_vhost{number},iface={path},queues={queues},client={int(client)},tso=1",
+            ]
         arguments += ["--", "--forward-mode=io", "--auto-start", "--total-num-mbufs=16384", "--nb-cores=1"]
         arguments += [f"--rxq={queues}", f"--txq={queues}", "--max-pkt-len=9200", "--tx-offloads=0x8000"]
         log = (tmp_path / "testpmd.log").open("wb")
@@ -79,7 +93,9 @@ RINGS = {
     "split-wraps-at-65536": GuestConfig(start=65530, ring_size=64),
     "split-huge-ring": GuestConfig(ring_size=32768, frame_size_max=9216),
     "packed": GuestConfig(packed=True),
-    "packed-chains": GuestConfig(packed=True, segments=3, rx_segments=2),
+    # Chains of receive descriptors are tested in tests/unit: DPDK 22.11 fills the descriptors of a packed
+    # ring four at a time, as if each were a buffer.
+    "packed-chains": GuestConfig(packed=True, segments=3),
     "packed-indirect": GuestConfig(packed=True, indirect=True, segments=4),
     "packed-event-idx": GuestConfig(packed=True, event_idx=True),
     "packed-in-order": GuestConfig(packed=True, in_order=True),
@@ -89,7 +105,11 @@ RINGS = {
     "packed-offloads": GuestConfig(packed=True, offloads=True),
     "split-regions": GuestConfig(
         frame_size_max=9216,
-        regions=[RegionLayout(0x7000, 0x11000, 0x3000), RegionLayout(0x18000, 0x1FF000), RegionLayout(0x40000000, 0x800000)],
+        regions=[
+            RegionLayout(0x7000, 0x11000, 0x3000),
+            RegionLayout(0x18000, 0x1FF000),
+            RegionLayout(0x40000000, 0x800000),
+        ],
     ),
 }
 
@@ -193,7 +213,10 @@ def test_stopped_ring_answers_where_it_stands(testpmd: Start) -> None:
 
 def test_missing_feature_is_named(testpmd: Start) -> None:
     first, _ = testpmd()
-    with Guest(GuestConfig(extra_features=Feature(1 << 60))) as guest, pytest.raises(DriverError, match="does not offer"):
+    with (
+        Guest(GuestConfig(extra_features=Feature(1 << 60))) as guest,
+        pytest.raises(DriverError, match="does not offer"),
+    ):
         guest.connect(first)
 
 
@@ -210,7 +233,15 @@ def test_broken_message_closes_the_session(testpmd: Start) -> None:
 
 PUMPED = {
     name: RINGS[name]
-    for name in ("split", "packed", "packed-in-order", "split-chains", "packed-chains", "split-indirect", "split-in-order")
+    for name in (
+        "split",
+        "packed",
+        "packed-in-order",
+        "split-chains",
+        "packed-chains",
+        "split-indirect",
+        "split-in-order",
+    )
 }
 
 
