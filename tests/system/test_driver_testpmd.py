@@ -211,6 +211,24 @@ def test_stopped_ring_answers_where_it_stands(testpmd: Start) -> None:
         assert base == a.tx[0].resume_base == a.tx[0].counters.completed & 0xFFFF
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_stopped_rings_go_on_where_they_stood_with_memory_told_anew(testpmd: Start, packed: bool) -> None:
+    first, second = testpmd()
+    with Guest(GuestConfig(packed=packed)) as a, Guest(GuestConfig(packed=packed)) as b:
+        a.connect(first)
+        b.connect(second)
+        warm_up(a, b)
+
+        bases = b.stop()
+        b.session.set_memory_table(b.memory.regions)
+        for queue, base in zip(b.queues, bases, strict=True):
+            b.start_ring(queue, base=base)
+            b.enable_ring(queue, True)
+        warm_up(a, b)
+
+        assert b.rx[0].counters.out_of_order == 0
+
+
 def test_missing_feature_is_named(testpmd: Start) -> None:
     first, _ = testpmd()
     with (
