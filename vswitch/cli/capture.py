@@ -1,0 +1,130 @@
+"""`vswitch capture`: a pcapng stream of a port, to a file or a pipe.
+
+The stream is passed on as it comes; its blocks are only counted. It comes from vswitchd, but frames are what
+guests sent, so a block's length is checked before it is believed.
+"""
+
+import signal
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, BinaryIO
+
+import typer
+
+from vswitch import errors
+from vswitch.cli.session import Session
+
+_ENHANCED_PACKET = 6
+_BLOCK_MIN, _BLOCK_MAX = 12, 1 << 20
+
+
+@dataclass
+class CaptureOptions:
+    """Where frames go, and when it ends."""
+
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE", help="The file; replaced if it exists.")
+    ] = None
+    count: Annotated[int | None, typer.Option("--count", metavar="N", help="End after N frames.")] = None
+    seconds: Annotated[float | None, typer.Option("--seconds", metavar="S", help="End after S seconds.")] = (
+        None
+    )
+    snaplen: Annotated[
+        int, typer.Option("--snaplen", metavar="BYTES", help="Keep so much of each frame, 64 to 65535.")
+    ] = 65535
+
+
+class FrameCounter:
+    """Cuts a little-endian pcapng stream into blocks and counts the frames; half a block waits."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self._rest = b""
+
+    def blocks(self, chunk: bytes) -> Iterator[bytes]:
+        """The blocks that `chunk` completes."""
+        self._rest += chunk
+        while len(self._rest) >= _BLOCK_MIN:
+            kind, length = struct.unpack_from("<II", self._rest)
+            if not _BLOCK_MIN <= length <= _BLOCK_MAX or length % 4:
+                raise errors.VswitchError(f"vswitchd sent a capture with a block of {length} bytes")
+            if len(self._rest) < length:
+                return
+            block, self._rest = self._rest[:length], self._rest[length:]
+            self.frames += kind == _ENHANCED_PACKET
+            yield block
+
+
+def capture(session: Session, port: str, options: CaptureOptions) -> None:
+    """Records until Ctrl-C, SIGTERM, or the limits of `options`.
+
+    Raises:
+        errors.UserError: Standard output is a terminal, a limit makes no sense, or the file cannot be
+        written.
+    """
+    if options.write is None and session.out.is_terminal:
+        raise errors.UserError(
+            "a capture is binary and this is a terminal",
+            f"vswitch capture {port} --write FILE, or vswitch capture {port} | tcpdump -n -r -",
+        )
+    for name, value in (("--count", options.count), ("--seconds", options.seconds)):
+        if value is not None and value <= 0:
+            raise errors.InvalidInputError(f"{name} {value:g} is not possible", "a number above 0")
+    counter = FrameCounter()
+    # The stream first: a refused capture must not empty an older file.
+    with session.client.capture(port, options.snaplen) as chunks, _opened(options.write) as sink:
+        if options.write is not None:
+            session.out.hint(f"Recording {port} to {options.write}. Ctrl-C ends it.")
+        with _ended_by_signals(options.seconds):
+            _copy(chunks, sink, counter, options.count)
+    if options.write is not None:
+        result = {"file": str(options.write), "frames": counter.frames}
+        session.out.done(result, f"{counter.frames} frames are in {options.write}.")
+
+
+def _copy(chunks: Iterator[bytes], sink: BinaryIO, counter: FrameCounter, count: int | None) -> None:
+    for chunk in chunks:
+        for block in counter.blocks(chunk):
+            sink.write(block)
+            if counter.frames == count:
+                sink.flush()
+                return
+        sink.flush()
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[BinaryIO]:
+    if path is None:
+        yield sys.stdout.buffer
+        return
+    try:
+        with path.open("wb") as file:
+            yield file
+    except OSError as error:
+        raise errors.UserError(f"cannot write {path}: {error.strerror}", "another --write FILE") from error
+
+
+@contextmanager
+def _ended_by_signals(seconds: float | None) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and the end of the time all end the block; none is a failure."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {
+        number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    }
+    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)

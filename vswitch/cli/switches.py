@@ -1,0 +1,126 @@
+"""`vswitch switch`: making, showing, changing and deleting switches."""
+
+from typing import Annotated
+
+import typer
+
+from vswitch import errors
+from vswitch.cli.completion import SwitchArgument, choices
+from vswitch.cli.output import Column
+from vswitch.cli.session import Session, build, command, noun
+from vswitch.client import Client
+from vswitch.model import PortChange, Switch, SwitchChange, SwitchInfo
+
+app = noun("switch", "Make, show, change and delete switches.")
+
+NewName = Annotated[str, typer.Argument(metavar="NAME", help="A name that no switch and no VM has.")]
+TypeOption = Annotated[
+    str,
+    typer.Option(
+        "--type",
+        metavar="internal|private",
+        help="private: VMs only. internal: the host too, through the port NAME/host.",
+        autocompletion=choices("internal", "private"),
+    ),
+]
+AgeingOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ageing", metavar="SECONDS", help="When a learned address is forgotten (300 by default; 0: never)."
+    ),
+]
+FdbSizeOption = Annotated[
+    int | None,
+    typer.Option("--fdb-size", metavar="N", help="Addresses remembered at most (16384 by default)."),
+]
+ForceOption = Annotated[
+    bool,
+    typer.Option("--force", help="Take its ports away first: VMs' NICs are unplugged, other ports deleted."),
+]
+
+
+@command(
+    app,
+    "create",
+    examples=["vswitch switch create lab --type private", "vswitch switch create office --type internal"],
+)
+def create(
+    session: Session,
+    name: NewName,
+    type_: TypeOption,
+    ageing: AgeingOption = None,
+    fdb_size: FdbSizeOption = None,
+) -> None:
+    """Make a switch."""
+    wanted = build(f"switch {name}", Switch, name=name, type=type_, ageing_s=ageing, fdb_size=fdb_size)
+    made = session.client.create_switch(wanted)
+    more = f" The host's port is {made.name}/host." if made.type == "internal" else ""
+    session.out.done(made, f"Switch {made.name} ({made.type}) is there.{more}")
+
+
+@command(app, "list", examples=["vswitch switch list", "vswitch switch list --json"])
+def list_switches(session: Session) -> None:
+    """List the switches."""
+    switches = session.client.switches()
+    rows = [(s.name, s.type, len(s.ports), s.ageing_s) for s in switches]
+
+    def render() -> None:
+        if not rows:
+            session.out.hint("There is no switch yet: vswitch switch create NAME --type private")
+        else:
+            session.out.table(
+                ["NAME", "TYPE", Column("PORTS", right=True), Column("AGEING S", right=True)], rows
+            )
+
+    session.out.show(switches, render)
+
+
+@command(app, "show", examples=["vswitch switch show lab"])
+def show(session: Session, name: SwitchArgument) -> None:
+    """Show a switch and its ports."""
+    switch = session.client.switch(name)
+    session.out.show(switch, lambda: _render(session, switch))
+
+
+@command(app, "set", examples=["vswitch switch set lab --ageing 60"])
+def set_(session: Session, name: SwitchArgument, ageing: AgeingOption = None) -> None:
+    """Change a switch."""
+    if ageing is None:
+        raise errors.UserError(f"there is nothing to change of switch {name}", "--ageing SECONDS")
+    switch = session.client.set_switch(name, build(f"switch {name}", SwitchChange, ageing_s=ageing))
+    session.out.done(switch, f"Switch {name} is changed.")
+
+
+@command(app, "delete", examples=["vswitch switch delete lab", "vswitch switch delete lab --force"])
+def delete(session: Session, name: SwitchArgument, force: ForceOption = False) -> None:
+    """Delete a switch; one with ports is refused unless --force.
+
+    The host's own port of an internal switch goes with it.
+    """
+    if force:
+        _take_ports_away(session.client, name)
+    session.client.delete_switch(name)
+    session.out.done({"deleted": name}, f"Switch {name} is deleted.")
+
+
+def _take_ports_away(client: Client, name: str) -> None:
+    """Deletes the ports that others own the far end of, and unplugs VMs' NICs: those belong to their VMs."""
+    for port in client.ports(switch=name):
+        if port.kind == "host":
+            continue
+        if port.owner == name:
+            client.delete_port(port.name)
+        else:
+            client.set_port(port.name, PortChange(switch=None))
+
+
+def _render(session: Session, switch: SwitchInfo) -> None:
+    session.out.fields(
+        [
+            ("name", switch.name),
+            ("type", switch.type),
+            ("ageing", f"{switch.ageing_s} s" if switch.ageing_s else "never"),
+            ("addresses", f"{switch.fdb_size} at most"),
+            ("ports", ", ".join(switch.ports)),
+        ]
+    )
