@@ -39,7 +39,7 @@ def testpmd(tmp_path: Path) -> Iterator[Start]:
             "--lcores",
             "0@0,1@1",
         ]
-        arguments += ["--log-level=lib.eal:error", f"--file-prefix=driver-{tmp_path.name}"]
+        arguments += ["--log-level=lib.eal:error", "--in-memory"]
         for number, path in enumerate(paths):
             arguments += [
                 "--vdev",
