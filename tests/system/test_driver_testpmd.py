@@ -1,5 +1,6 @@
 """The driver against a back end that others wrote: DPDK's testpmd forwards between two guests."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -39,7 +40,7 @@ def testpmd(tmp_path: Path) -> Iterator[Start]:
             "--lcores",
             "0@0,1@1",
         ]
-        arguments += ["--log-level=lib.eal:error", "--in-memory"]
+        arguments += ["--log-level=lib.eal:error", "--file-prefix=driver"]
         for number, path in enumerate(paths):
             arguments += [
                 "--vdev",
@@ -48,7 +49,11 @@ def testpmd(tmp_path: Path) -> Iterator[Start]:
         arguments += ["--", "--forward-mode=io", "--auto-start", "--total-num-mbufs=16384", "--nb-cores=1"]
         arguments += [f"--rxq={queues}", f"--txq={queues}", "--max-pkt-len=9200", "--tx-offloads=0x8000"]
         log = (tmp_path / "testpmd.log").open("wb")
-        processes.append(subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=log, stderr=log))
+        # What DPDK keeps at run time goes with the test's folder.
+        environment = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path)}
+        processes.append(
+            subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
+        )
         log.close()
         return paths
 
