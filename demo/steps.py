@@ -36,7 +36,7 @@ class Cast:
 
 
 async def prepare(world: World, report: Report) -> Cast:
-    """Makes the switches; boots alice and bob on the private one, alice with a second NIC on the internal one."""
+    """Makes the switches and boots alice and bob on the private one; alice is on the internal one too."""
     client = world.client
     client.create_switch(Switch(name="lab", type="private"))
     client.create_switch(Switch(name="office", type="internal"))
@@ -165,7 +165,7 @@ def _ip(*words: str) -> None:
 
 
 async def internal(cast: Cast, step: StepContext) -> None:
-    """Step 4: the host reaches a guest through its own port: untagged, and over a trunk to a VLAN interface."""
+    """Step 4: the host reaches a guest through its own port, untagged and over a trunk."""
     client = cast.world.client
     cast.world.keep_counters(step, "before")
     host = client.port("office/host")

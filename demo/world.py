@@ -1,4 +1,4 @@
-"""The demo's own small world: a daemon with its state apart, guests with consoles, and the way back to before."""
+"""The demo's own small world: a daemon of its own, guests with consoles, and the way back."""
 
 import asyncio
 import contextlib
