@@ -112,40 +112,57 @@ def qemu_argv(
     for index, disk in enumerate(spec.disks):
         argv += _disk(index, disk)
     for index, nic in enumerate(spec.nics):
-        argv += _slot(spec, f"slot{index}", index) + _nic(spec, index, nic)
+        argv += _slot(spec, f"slot{index}", index) + _nic(spec, index, nic, accelerator)
     for index in range(len(spec.nics), len(spec.nics) + SPARE_NIC_SLOTS):
         argv += _slot(spec, f"slot{index}", index)
     return argv
 
 
+@dataclass(frozen=True)
+class PortPlug:
+    """A vhost-user port of ours, as a QEMU that others start sees it.
+
+    Attributes:
+        socket: the port's socket.
+        listen: our port listens and QEMU connects (and again, a second after a loss); else QEMU listens.
+        mac: the port's MAC address.
+        queues: receive/transmit pairs of the port.
+    """
+
+    socket: Path
+    listen: bool
+    mac: str
+    queues: int = 1
+
+
 def qemu_args_for_port(
-    version: QemuVersion, socket: Path, mac: str, *, listen: bool, queues: int = 1
+    version: QemuVersion, port: PortPlug, accelerator: Literal["kvm", "tcg"] = "kvm"
 ) -> list[str]:
     """What a person adds to the command line of a QEMU of their own, to plug it into a port of ours.
 
     Args:
         version: of that QEMU.
-        socket: the port's socket.
-        mac: the port's MAC address.
-        listen: our port listens and QEMU connects (and again, a second after a loss); else QEMU listens.
-        queues: receive/transmit pairs of the port.
+        port: where to plug it.
+        accelerator: how that QEMU runs its guest.
 
     Returns: arguments; the size of 512M is the VM's whole memory and may be changed in both places.
     """
-    if listen:
+    if port.listen:
         # QEMU 9.2 counts in milliseconds and calls the old word deprecated.
         again = "reconnect-ms=1000" if version >= (9, 2) else "reconnect=1"
-        chardev = f"socket,id=vswitch0,path={_escaped(socket)},{again}"
+        chardev = f"socket,id=vswitch0,path={_escaped(port.socket)},{again}"
     else:
-        chardev = f"socket,id=vswitch0,path={_escaped(socket)},server=on,wait=off"
-    device = f"virtio-net-pci,netdev=net0,mac={mac}"
-    if queues > 1:
-        device += f",mq=on,vectors={2 * queues + 2}"
+        chardev = f"socket,id=vswitch0,path={_escaped(port.socket)},server=on,wait=off"
+    device = f"virtio-net-pci,netdev=net0,mac={port.mac}"
+    if port.queues > 1:
+        device += ",mq=on"
+    if port.queues > 1 or accelerator == "tcg":
+        device += f",vectors={_vectors(port.queues, accelerator)}"
     return [
         *("-m", "512M", "-object", "memory-backend-memfd,id=mem0,size=512M,share=on"),
         *("-machine", "q35,memory-backend=mem0"),
         *("-chardev", chardev),
-        *("-netdev", f"vhost-user,id=net0,chardev=vswitch0,queues={queues}"),
+        *("-netdev", f"vhost-user,id=net0,chardev=vswitch0,queues={port.queues}"),
         *("-device", device),
     ]
 
@@ -203,21 +220,24 @@ def netdev_options(nic: NicSpec, name: str) -> dict[str, object]:
     return {"type": "vhost-user", "id": name, "chardev": f"{name}-socket", "queues": nic.queues}
 
 
-def device_options(nic: NicSpec, name: str, slot: str | None) -> dict[str, object]:
+def device_options(
+    nic: NicSpec, name: str, slot: str | None, accelerator: Literal["kvm", "tcg"]
+) -> dict[str, object]:
     """The NIC itself, as QMP's device_add takes it.
 
     Args:
         nic: the NIC.
         name: its id in QEMU; its netdev has the same.
         slot: the PCI Express port it sits in; None on a microvm.
+        accelerator: how the guest runs.
     """
     options: dict[str, object] = {"driver": "virtio-net-pci" if slot is not None else "virtio-net-device"}
     options |= {"id": f"{name}-device", "netdev": name, "mac": nic.mac}
     if slot is not None:
         options |= {"bus": slot, "romfile": ""}
+        options |= {"vectors": _vectors(nic.queues, accelerator)}
     if nic.queues > 1:
-        # One interrupt for each queue, one for configuration and one for the control queue.
-        options |= {"mq": True, "vectors": 2 * nic.queues + 2}
+        options["mq"] = True
     if nic.mtu is not None:
         options["host_mtu"] = nic.mtu
     if nic.packed:
@@ -225,13 +245,22 @@ def device_options(nic: NicSpec, name: str, slot: str | None) -> dict[str, objec
     return options
 
 
-def _nic(spec: VmSpec, index: int, nic: NicSpec) -> list[str]:
+def _vectors(queues: int, accelerator: Literal["kvm", "tcg"]) -> int:
+    """MSI-X interrupts: for each queue, for configuration and for the control queue.
+
+    None without KVM: QEMU 7.2 crashes when an emulated guest's driver starts a vhost-user NIC that has them (it
+    takes the way of KVM's irqfds, which aren't there).
+    """
+    return 2 * queues + 2 if accelerator == "kvm" else 0
+
+
+def _nic(spec: VmSpec, index: int, nic: NicSpec, accelerator: Literal["kvm", "tcg"]) -> list[str]:
     name = nic.name
     slot = f"slot{index}" if spec.machine == "q35" else None
     return [
         *("-chardev", f"socket,id={name}-socket,path={_escaped(nic.socket_path)},server=on,wait=off"),
         *("-netdev", _joined(netdev_options(nic, name), "type")),
-        *("-device", _joined(device_options(nic, name, slot), "driver")),
+        *("-device", _joined(device_options(nic, name, slot, accelerator), "driver")),
     ]
 
 

@@ -34,7 +34,7 @@ def _socket_path(path: Path) -> Path:
 MacAddress = Annotated[str, AfterValidator(_mac)]
 SocketPath = Annotated[Path, AfterValidator(_socket_path)]
 VmName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
-NicName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,14}$")]
+NicName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,14}$")]
 
 
 class _Model(BaseModel):
