@@ -84,7 +84,7 @@ int ring_write(struct ring *ring, const void *message, uint32_t length)
 
 	if (!length || needed > ring->size)
 		return -E2BIG;
-	if (used > ring->size || written % ALIGNMENT)
+	if (used > ring->size || used % ALIGNMENT || written % ALIGNMENT)
 		return -EAGAIN; /* nonsense: there is no room in it */
 	if (needed > ring->size - used)
 		return -EAGAIN;
