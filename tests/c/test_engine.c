@@ -145,7 +145,7 @@ static void unicast_reaches_its_port_only(void)
 
 static void broadcast_reaches_all_others(void)
 {
-	u8 fill;
+	u8 fill = 0;
 
 	begin();
 	give(1, broadcast, mac_a, 60, 1);
@@ -161,7 +161,7 @@ static void broadcast_reaches_all_others(void)
 static void unknown_unicast_goes_to_learning_ports_only(void)
 {
 	static const u8 nobody[6] = {2, 0, 0, 0, 0, 0x77};
-	u8 fill;
+	u8 fill = 0;
 
 	begin();
 	give(1, nobody, mac_a, 60, 1);
@@ -178,7 +178,7 @@ static void unknown_unicast_goes_to_learning_ports_only(void)
 static void learned_address_is_found_moves_and_ages(void)
 {
 	static const u8 station[6] = {2, 0, 0, 0, 0, 0x55};
-	u8 fill;
+	u8 fill = 0;
 
 	begin();
 	add_port(4, NULL, PORT_FLAG_LEARN);
@@ -207,7 +207,7 @@ static void learned_address_is_found_moves_and_ages(void)
 
 static void a_vms_address_is_not_learned_elsewhere(void)
 {
-	u8 fill;
+	u8 fill = 0;
 
 	begin();
 	give(3, mac_b, mac_a, 60, 1); /* port 3 says that it is VM 1 */
@@ -222,7 +222,7 @@ static void a_vms_address_is_not_learned_elsewhere(void)
 
 static void a_frame_for_a_full_port_waits_and_keeps_its_order(void)
 {
-	u8 fill;
+	u8 fill = 0;
 
 	begin();
 	CHECK_EQ(mem_port_set(dp, 2, 2, 0x1f), 0);
@@ -246,7 +246,7 @@ static void a_frame_for_a_full_port_waits_and_keeps_its_order(void)
 
 static void a_frame_for_a_full_port_is_dropped_in_time(void)
 {
-	u8 fill;
+	u8 fill = 0;
 
 	begin();
 	CHECK_EQ(mem_port_set(dp, 2, 0, 0x1f), 0);
@@ -268,7 +268,7 @@ static void a_frame_for_a_full_port_is_dropped_in_time(void)
 
 static void a_flood_beyond_64_ports_goes_on_next_turn_in_order(void)
 {
-	u8 fill;
+	u8 fill = 0;
 
 	begin();
 	for (u32 id = 10; id < 160; id++)
@@ -293,7 +293,7 @@ static void storm_limit_holds_and_refills(void)
 {
 	struct order_port_set set = {
 		.port_id = 1, .switch_id = 1, .flags = PORT_FLAG_UP, .storm_limit = 100};
-	u8 fill;
+	u8 fill = 0;
 	u32 n = 0;
 
 	begin();
@@ -320,7 +320,7 @@ static void rules_count_exactly_through_the_cache(void)
 	struct port *port;
 	struct flow_entry *entry;
 	struct flow_key key = {0};
-	u8 fill;
+	u8 fill = 0;
 
 	begin();
 	for (u32 i = 0; i < 70; i++)
@@ -351,7 +351,7 @@ static void rules_count_exactly_through_the_cache(void)
 static void a_changed_rule_holds_for_the_next_frame(void)
 {
 	struct flow_action drop = {.type = ACTION_DROP, .value = DROP_ACL_DENY};
-	u8 fill;
+	u8 fill = 0;
 
 	begin();
 	give(1, mac_b, mac_a, 60, 1);
@@ -369,7 +369,7 @@ static void a_port_without_rules_drops_all(void)
 {
 	struct order_port_add add = {.port_id = 9, .kind = PORT_MEM, .queues = 1};
 	struct order_port_set set = {.port_id = 9, .switch_id = 1, .flags = PORT_FLAG_UP};
-	u8 fill;
+	u8 fill = 0;
 
 	begin();
 	CHECK_EQ(order(&add, ORDER_PORT_ADD, sizeof(add)), 0);
@@ -387,7 +387,7 @@ static void a_port_moves_and_goes_with_its_addresses(void)
 	struct order_port_set set = {.port_id = 2, .switch_id = 2, .flags = PORT_FLAG_UP};
 	struct order_port gone = {.port_id = 2};
 	struct order_switch delete = {.switch_id = 2};
-	u8 fill;
+	u8 fill = 0;
 
 	begin();
 	memcpy(set.mac, mac_b, 6);
@@ -407,7 +407,7 @@ static void a_port_moves_and_goes_with_its_addresses(void)
 static void one_mac_has_one_port(void)
 {
 	struct order_port_set set = {.port_id = 2, .switch_id = 1, .flags = PORT_FLAG_UP};
-	u8 fill;
+	u8 fill = 0;
 
 	begin();
 	memcpy(set.mac, mac_a, 6);
@@ -422,7 +422,7 @@ static void frames_larger_than_the_mtu_drop_with_their_reason(void)
 {
 	struct order_port_set set = {
 		.port_id = 2, .switch_id = 1, .flags = PORT_FLAG_UP, .mtu = 1000};
-	u8 fill;
+	u8 fill = 0;
 
 	begin();
 	memcpy(set.mac, mac_b, 6);
