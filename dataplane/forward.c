@@ -325,6 +325,8 @@ static void classify_batch(struct worker *worker, struct batch *batch)
 	struct flow_key mask;
 	struct packet *packet;
 
+	/* Before anything else is waited for: the receiver's lines take longest to come from its core. */
+	output_prepare(worker, batch->queue, batch->n);
 	stage_mask(batch, NULL, &mask);
 	for (u32 i = 0; i < batch->n; i++) {
 		packet = &batch->queue->slots[(batch->first + i) & (RX_SLOTS - 1)];

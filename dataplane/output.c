@@ -193,6 +193,14 @@ static u32 give_all(struct worker *worker, struct port *port, struct packet **pa
 	return given;
 }
 
+void output_prepare(struct worker *worker, const struct rx_queue *queue, u32 n)
+{
+	struct port *port = dataplane_port(worker->dataplane, queue->last_output);
+
+	if (port && port->ops->prepare)
+		port->ops->prepare(tx_queue_of(worker, port), n);
+}
+
 static bool is_parked_for(const struct rx_queue *queue, u32 port)
 {
 	for (u32 i = 0; i < queue->n_parked; i++)
@@ -232,6 +240,7 @@ void output_unicast(struct worker *worker, struct rx_queue *queue, struct output
 {
 	u32 given = 0;
 
+	queue->last_output = output->port->id;
 	if (likely(!queue->n_parked) || !is_parked_for(queue, output->port->id))
 		given = give_all(worker, output->port, output->packets, output->n);
 	for (u32 i = 0; i < given; i++)

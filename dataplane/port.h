@@ -39,6 +39,7 @@ struct rx_queue {
 	u8 wake;		/* set by the control thread: have a look */
 	u8 notify_pending;
 	u64 last_frame_ns;
+	u32 last_output; /* port id: where its frames went last, and will probably go next */
 
 	/* output.c: frames waiting for a full receiver, oldest first; floods that are not through; header copies of both, by slot */
 	u16 n_parked, n_jobs;

@@ -117,6 +117,7 @@ struct output {
 	u32 bytes;
 	struct packet *packets[BATCH];
 };
+void output_prepare(struct worker *worker, const struct rx_queue *queue, u32 n); /* the receiver's descriptors, fetched early: a guess */
 void output_unicast(struct worker *worker, struct rx_queue *queue, struct output *output);
 void output_flood(struct worker *worker, struct rx_queue *queue, const struct flood_job *job);
 bool output_resume(struct worker *worker, struct rx_queue *queue); /* parked frames and floods; false: the queue may take no new frames yet */
