@@ -5,6 +5,7 @@ commands. Every error ends here as one sentence and a way out: exit code 2 for t
 otherwise, and never a traceback (VSWITCH_DEBUG=1 shows it).
 """
 
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ A port's name is OWNER/PORT: web/eth0 is a VM's NIC, lab/host the host's own por
 """
 
 
+@functools.cache
 def make_app() -> typer.Typer:
     """All commands."""
     app = typer.Typer(

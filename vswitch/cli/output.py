@@ -169,11 +169,18 @@ def print_error(error_json: dict[str, object] | None, sentence: str, way_out: st
     console.print(text, soft_wrap=True)
 
 
+class _Console(Console):
+    """A console that leaves a reader's going away to the caller; rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def _console(file: TextIO) -> Console:
     width = None
     if not file.isatty() and "COLUMNS" not in os.environ:
         width = _PIPE_WIDTH
-    console = Console(file=file, width=width, highlight=False, emoji=False, markup=False)
+    console = _Console(file=file, width=width, highlight=False, emoji=False, markup=False)
     console.width = max(console.width, _NARROW)
     return console
 
