@@ -128,7 +128,7 @@ def _recipe() -> str:
 def _cached(folder: Path) -> GuestImage | None:
     try:
         manifest = _Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-    except (FileNotFoundError, ValidationError):
+    except (OSError, ValidationError):
         return None
     image = GuestImage(folder / "kernel", folder / "initrd", manifest.kernel_version)
     return image if image.kernel.is_file() and image.initrd.is_file() else None

@@ -4,6 +4,7 @@ A pid alone may have been given to a stranger since; pid and start time together
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -95,10 +96,9 @@ class WatchedProcess:
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal, to this process and to no other; nothing happens when it has ended."""
-        try:
-            signal.pidfd_send_signal(self._pidfd, number)
-        except ProcessLookupError:
-            return
+        if self.running:  # after the end, the pidfd's number may be another file's
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
 
     def close(self) -> None:
         """Stops watching."""

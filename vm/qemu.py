@@ -248,8 +248,8 @@ def device_options(
 def _vectors(queues: int, accelerator: Literal["kvm", "tcg"]) -> int:
     """MSI-X interrupts: for each queue, for configuration and for the control queue.
 
-    None without KVM: QEMU 7.2 crashes when an emulated guest's driver starts a vhost-user NIC that has them (it
-    takes the way of KVM's irqfds, which aren't there).
+    None without KVM: QEMU 7.2 crashes when an emulated guest's driver starts a vhost-user NIC that has them
+    (it takes the way of KVM's irqfds, which aren't there).
     """
     return 2 * queues + 2 if accelerator == "kvm" else 0
 
