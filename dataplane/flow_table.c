@@ -385,6 +385,41 @@ static struct flow_entry *unlink_hidden(struct flow_table *table, u64 version)
 	return gone;
 }
 
+void flow_entry_inherit(struct flow_entry *heir, struct flow_entry *ancestor)
+{
+	heir->ancestor = ancestor;
+	ancestor->heir = heir;
+}
+
+void flow_entry_disinherit(struct flow_entry *heir)
+{
+	if (heir->ancestor)
+		heir->ancestor->heir = NULL;
+	heir->ancestor = NULL;
+}
+
+void flow_entry_counts(const struct flow_entry *entry, u64 *packets, u64 *bytes)
+{
+	*packets = *bytes = 0;
+	for (; entry; entry = entry->ancestor) {
+		*packets += __atomic_load_n(&entry->packets, __ATOMIC_RELAXED);
+		*bytes += __atomic_load_n(&entry->bytes, __ATOMIC_RELAXED);
+	}
+}
+
+/* Gives an entry's counts to its heir before it goes. The heir was made later, so it is still there or goes in the same turn. */
+static void hand_down(struct flow_entry *entry)
+{
+	u64 packets, bytes;
+
+	if (!entry->heir)
+		return;
+	flow_entry_counts(entry, &packets, &bytes);
+	__atomic_fetch_add(&entry->heir->packets, packets, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&entry->heir->bytes, bytes, __ATOMIC_RELAXED);
+	entry->heir->ancestor = NULL;
+}
+
 u32 flow_table_reclaim(struct flow_table *table, u64 version, void (*grace)(void *), void *context,
 		       void (*free_entry)(struct flow_entry *))
 {
@@ -400,6 +435,8 @@ u32 flow_table_reclaim(struct flow_table *table, u64 version, void (*grace)(void
 		(void)publish_list(table, NULL, 0);
 	if (gone || table->retired)
 		grace(context);
+	for (entry = gone; entry; entry = entry->next)
+		hand_down(entry);
 	while ((entry = gone)) {
 		gone = entry->next;
 		flow_tuple_give_back(entry->tuple, entry->hash);

@@ -45,6 +45,7 @@ struct flow_entry {
 	struct flow_match match;
 	u64 cookie;
 	u64 added, removed; /* versions; removed is FLOW_VERSION_MAX while the entry lives */
+	u64 created_ns;	    /* CLOCK_MONOTONIC; informative */
 	u64 packets, bytes; /* added to atomically, when a worker's cache entry is evicted or flushed */
 	u16 priority;	    /* higher wins; among equal priorities any one */
 	u8 table;	    /* which of its pipeline's tables; informative */
@@ -53,7 +54,8 @@ struct flow_entry {
 	struct flow_action actions[FLOW_ACTIONS_MAX];
 
 	/* flow_table.c's own */
-	struct flow_entry *next; /* hidden entries */
+	struct flow_entry *next;	   /* hidden entries */
+	struct flow_entry *heir, *ancestor; /* flow_entry_inherit() */
 	void *tuple;
 	u32 hash;
 	bool hidden;
@@ -77,6 +79,14 @@ void flow_table_remove(struct flow_table *table, struct flow_entry *entry, u64 v
 
 /* Takes a flow_table_remove() back whose version was never published, with no flow_table_reclaim() between. */
 void flow_table_restore(struct flow_table *table, struct flow_entry *entry);
+
+/* Makes the counts of `ancestor`, which was removed from the same table in the version of `heir`, count for `heir` too. Workers may go on
+ * counting on the ancestor; what they brought there before its flow_table_reclaim() is kept. */
+void flow_entry_inherit(struct flow_entry *heir, struct flow_entry *ancestor);
+void flow_entry_disinherit(struct flow_entry *heir);
+
+/* An entry's counts with those of its ancestors. Writer only. */
+void flow_entry_counts(const struct flow_entry *entry, u64 *packets, u64 *bytes);
 
 /* Unlinks every entry with removed <= version and gives it to `free_entry` (after the caller made sure that no reader is left that uses an older version: unlinking
  * itself happens in the first pass, freeing must wait for a grace period, so the function calls `grace()` between). Returns how many. */
