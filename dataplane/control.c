@@ -128,6 +128,8 @@ static int openflow(struct dataplane *dataplane, const struct order_openflow *or
 	error = openflow_apply(&target, messages, length, reply, reply_size, reply_length);
 	port->policy->entries[order->pipeline - 1] = target.entries;
 	if (error || target.version == before) {
+		/* Entries that were taken back wait for a reclaim like any others. */
+		port->policy->changed |= error != 0;
 		free(fresh);
 		return error;
 	}

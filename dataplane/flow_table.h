@@ -27,12 +27,12 @@ struct flow_match {
 };
 
 enum flow_action_type {
-	ACTION_DROP,		/* value: enum drop_reason. Ends the walk */
-	ACTION_PUSH_VLAN,	/* value: TPID, host order; the new tag has VID 0 and PCP 0 until they are set */
+	ACTION_DROP, /* value: enum drop_reason. Ends the walk */
+	ACTION_PUSH_VLAN, /* value: TPID, host order; the new tag has VID 0 and PCP 0 until they are set */
 	ACTION_POP_VLAN,
-	ACTION_SET_VLAN_VID,	/* value: 0..4095; needs a tag */
-	ACTION_SET_VLAN_PCP,	/* value: 0..7; needs a tag */
-	ACTION_OUTPUT,		/* value: port id, or OUTPUT_NORMAL */
+	ACTION_SET_VLAN_VID, /* value: 0..4095; needs a tag */
+	ACTION_SET_VLAN_PCP, /* value: 0..7; needs a tag */
+	ACTION_OUTPUT, /* value: port id, or OUTPUT_NORMAL */
 };
 
 struct flow_action {
@@ -45,16 +45,17 @@ struct flow_entry {
 	struct flow_match match;
 	u64 cookie;
 	u64 added, removed; /* versions; removed is FLOW_VERSION_MAX while the entry lives */
-	u64 created_ns;	    /* CLOCK_MONOTONIC; informative */
-	u64 packets, bytes; /* added to atomically, when a worker's cache entry is evicted or flushed */
-	u16 priority;	    /* higher wins; among equal priorities any one */
-	u8 table;	    /* which of its pipeline's tables; informative */
-	u8 goto_table;	    /* FLOW_GOTO_NONE: the walk of this pipeline ends, the frame goes on */
+	u64 created_ns; /* CLOCK_MONOTONIC; informative */
+	u64 packets,
+		bytes; /* added to atomically, when a worker's cache entry is evicted or flushed */
+	u16 priority; /* higher wins; among equal priorities any one */
+	u8 table; /* which of its pipeline's tables; informative */
+	u8 goto_table; /* FLOW_GOTO_NONE: the walk of this pipeline ends, the frame goes on */
 	u8 n_actions;
 	struct flow_action actions[FLOW_ACTIONS_MAX];
 
 	/* flow_table.c's own */
-	struct flow_entry *next;	   /* hidden entries */
+	struct flow_entry *next; /* hidden entries */
 	struct flow_entry *heir, *ancestor; /* flow_entry_inherit() */
 	void *tuple;
 	u32 hash;
@@ -95,14 +96,16 @@ u32 flow_table_reclaim(struct flow_table *table, u64 version, void (*grace)(void
 
 /* The highest-priority entry that matches `key` in `version`, or NULL. Where `used` is given, ORs the key bits that the
  * answer depended on into it (a superset is fine; never too few: another key that agrees in these bits has the same answer). */
-struct flow_entry *flow_table_lookup(const struct flow_table *table, const struct flow_key *key, u64 version,
-				     struct flow_key *used);
+struct flow_entry *flow_table_lookup(const struct flow_table *table, const struct flow_key *key,
+				     u64 version, struct flow_key *used);
 
 /* The live entry with exactly this match and priority, or NULL (OpenFlow's strict match). Writer only. */
-struct flow_entry *flow_table_find(const struct flow_table *table, const struct flow_match *match, u16 priority);
+struct flow_entry *flow_table_find(const struct flow_table *table, const struct flow_match *match,
+				   u16 priority);
 
 /* Calls `each` for every live entry, in no order, until it returns false. It may remove the entry it is given. Writer only. */
-void flow_table_each(struct flow_table *table, bool (*each)(struct flow_entry *, void *), void *context);
+void flow_table_each(struct flow_table *table, bool (*each)(struct flow_entry *, void *),
+		     void *context);
 
 /* Union of the masks of all entries that may be visible: what a cache must keep of a key so that its answers stay right.
  * May be read by workers, word by word: each word is wide enough for every entry that the reader's version can see. Grows before an
@@ -128,12 +131,15 @@ ALWAYS_INLINE bool flow_match_accepts(const struct flow_match *m, const struct f
 	u64 different = 0;
 
 	for (int i = 0; i < FLOW_KEY_WORDS; i++)
-		different |= (flow_key_words(key)[i] & flow_key_words(&m->mask)[i]) ^ flow_key_words(&m->key)[i];
+		different |= (flow_key_words(key)[i] & flow_key_words(&m->mask)[i]) ^
+			     flow_key_words(&m->key)[i];
 	if (different)
 		return false;
-	if (m->range_src && (u16)(be16_to_cpu(key->l4_src) - m->src_min) > (u16)(m->src_max - m->src_min))
+	if (m->range_src &&
+	    (u16)(be16_to_cpu(key->l4_src) - m->src_min) > (u16)(m->src_max - m->src_min))
 		return false;
-	if (m->range_dst && (u16)(be16_to_cpu(key->l4_dst) - m->dst_min) > (u16)(m->dst_max - m->dst_min))
+	if (m->range_dst &&
+	    (u16)(be16_to_cpu(key->l4_dst) - m->dst_min) > (u16)(m->dst_max - m->dst_min))
 		return false;
 	return true;
 }

@@ -13,7 +13,8 @@
 
 /* Experimenter OXM (class 0xffff, then 4 bytes of OPENFLOW_EXPERIMENTER in the payload, OpenFlow 1.3.5, 7.2.3.8): field numbers */
 #define OXM_VS_KEY_FLAGS 1 /* u8, maskable: KEY_* of flow_key.h */
-#define OXM_VS_L4_SRC 2	   /* two be16: inclusive range of the source port, min <= max. Prerequisite: ip_proto TCP, UDP or SCTP. A range of one number is the same match as that number */
+#define OXM_VS_L4_SRC \
+	2 /* two be16: inclusive range of the source port, min <= max. Prerequisite: ip_proto TCP, UDP or SCTP. A range of one number is the same match as that number */
 #define OXM_VS_L4_DST 3
 
 /* Experimenter action (OFPAT_EXPERIMENTER): type 65535, len 16, experimenter, be16 subtype, be16 value, be32 zero */
@@ -23,12 +24,13 @@
 struct openflow_target {
 	struct flow_table **tables; /* tables[0 … n_tables-1]; NULL slots are made on demand */
 	u32 n_tables;
-	u64 version;	/* version that readers use now; changes get version + 1 */
-	u32 entries;	/* live entries in all tables, kept by openflow.c */
+	u64 version; /* version that readers use now; changes get version + 1 */
+	u32 entries; /* live entries in all tables, kept by openflow.c */
 	u32 entries_max;
 	bool controllers; /* a switch's tables: entries may name in_port and outputs, and a replacing ADD keeps the counts unless RESET_COUNTS
 			   * says otherwise. Else a port's rules: neither is theirs, and a rule that replaces another starts at zero */
-	void (*flush)(void *context); /* brings all counters up to date (before statistics); may be NULL */
+	void (*flush)(
+		void *context); /* brings all counters up to date (before statistics); may be NULL */
 	void *context;
 };
 
@@ -41,7 +43,7 @@ struct openflow_target {
  * Not yet: timeouts (BAD_TIMEOUT), OFPFF_SEND_FLOW_REM (BAD_FLAGS), write-actions, metadata, meters, groups, other match fields.
  * Returns 0; -EINVAL: an error was put into the reply and nothing was changed; -E2BIG: the reply did not fit and nothing was changed.
  * After an error too there may be entries for flow_table_reclaim(): those that were taken back, which no version ever saw. */
-int openflow_apply(struct openflow_target *target, const u8 *messages, u32 length, u8 *reply, u32 reply_size,
-		   u32 *reply_length);
+int openflow_apply(struct openflow_target *target, const u8 *messages, u32 length, u8 *reply,
+		   u32 reply_size, u32 *reply_length);
 
 #endif
