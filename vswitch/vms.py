@@ -1,0 +1,230 @@
+"""The VMs of this daemon: which run, starting and stopping them, finding them again after a restart of ours.
+
+Runs on vswitchd's event loop, over the package `vm`, which knows QEMU and nothing of switches. A VM is a
+process of its own and outlives us; what it is doing is asked of its process, never stored.
+"""
+
+import asyncio
+import contextlib
+import grp
+import logging
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vm.errors import AlreadyRunningError, NotRunningError
+from vm.errors import VmError as LauncherError
+from vm.host import Host
+from vm.machine import Machine
+from vm.machine import VmState as MachineState
+from vm.spec import DiskSpec, NicSpec, VmSpec
+from vswitch import errors
+from vswitch.devices import GROUP
+from vswitch.model import Console, Vm, VmInfo, VmState
+from vswitch.reconcile import vm_socket
+from vswitch.wanted import PortRow
+
+log = logging.getLogger("vswitch.vms")
+
+_STATES: dict[MachineState, VmState] = {
+    MachineState.STOPPED: "stopped",
+    MachineState.STARTING: "starting",
+    MachineState.RUNNING: "running",
+    MachineState.STOPPING: "stopping",
+    MachineState.CRASHED: "crashed",
+}
+ACTIVE = ("starting", "running", "stopping")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """The launcher's errors as ours."""
+    try:
+        yield
+    except LauncherError as error:
+        kind = (
+            errors.ConflictError
+            if isinstance(error, AlreadyRunningError | NotRunningError)
+            else errors.VmError
+        )
+        raise kind(error.sentence.rstrip("."), error.way_out.rstrip(".")) from error
+
+
+def spec_of(vm: Vm, ports: Sequence[PortRow], run_dir: Path) -> VmSpec:
+    """A VM and its ports as the launcher takes them."""
+    nics = tuple(
+        NicSpec(
+            name=row.port.name.partition("/")[2],
+            mac=row.port.mac or "",
+            socket_path=vm_socket(run_dir, row.port.name),
+            queues=row.port.queues,
+        )
+        for row in ports
+    )
+    try:
+        return VmSpec(
+            name=vm.name,
+            memory_bytes=vm.memory_bytes,
+            cpus=vm.cpus,
+            kernel=Path(vm.kernel) if vm.kernel else None,
+            initrd=Path(vm.initrd) if vm.initrd else None,
+            command_line=vm.cmdline,
+            disks=tuple(DiskSpec(path=Path(disk), format=_format(disk)) for disk in vm.disks),
+            nics=nics,
+        )
+    except ValidationError as error:
+        raise errors.invalid(error, f"VM {vm.name}") from error
+
+
+def _format(disk: str) -> str:
+    # By its name, never by its content, into which a guest could write another format's header.
+    return "qcow2" if disk.endswith(".qcow2") else "raw"
+
+
+class Vms:
+    """The machines.
+
+    Args:
+        run_dir: Where each has a folder.
+        on_change: Called after each change of a machine's state with its name.
+    """
+
+    def __init__(self, run_dir: Path, on_change: Callable[[str], None] | None = None) -> None:
+        self._run_dir = run_dir
+        self._on_change = on_change
+        self._machines: dict[str, Machine] = {}
+        self._busy: set[str] = set()
+        self._host: Host | None = None
+
+    def _folder(self, name: str) -> Path:
+        return self._run_dir / "vms" / name
+
+    async def host(self) -> Host:
+        """QEMU and the accelerator here, asked once."""
+        if self._host is None:
+            with _translated():
+                self._host = await Host.detect()
+            log.info("VMs run with %s: %s", self._host.accelerator.name, self._host.accelerator.reason)
+        return self._host
+
+    def _changed(self, machine: Machine) -> None:
+        status = machine.status
+        log.info("VM %s is %s %s", machine.spec.name, status.state, status.reason)
+        if self._on_change is not None:
+            self._on_change(machine.spec.name)
+
+    async def find(self, names: Sequence[str]) -> None:
+        """Looks for machines that an earlier daemon has started."""
+        if not any(self._folder(name).exists() for name in names):
+            return
+        host = await self.host()
+        for name in names:
+            machine = Machine.find(self._folder(name), host, self._changed)
+            if machine is not None:
+                self._machines[name] = machine
+                self._changed(machine)
+
+    @property
+    def accelerator(self) -> str:
+        """What VMs run with here, and why; empty before it was asked."""
+        return f"{self._host.accelerator.name}: {self._host.accelerator.reason}" if self._host else ""
+
+    def state(self, name: str) -> VmState:
+        """One of model.VmState."""
+        machine = self._machines.get(name)
+        return _STATES[machine.status.state] if machine else "stopped"
+
+    def is_active(self, name: str) -> bool:
+        """Whether it has a process, or is about to get one."""
+        return name in self._busy or self.state(name) in ACTIVE
+
+    def info(self, vm: Vm, ports: Sequence[PortRow]) -> VmInfo:
+        """A VM and what it is doing."""
+        machine = self._machines.get(vm.name)
+        status = machine.status if machine else None
+        active = self.state(vm.name) in ACTIVE
+        accelerator = self._host.accelerator.name if self._host and active else None
+        return VmInfo(
+            **{field: getattr(vm, field) for field in Vm.model_fields},
+            state=self.state(vm.name),
+            reason=status.reason if status else "",
+            pid=status.pid if status else None,
+            accelerator=accelerator,
+            ports=[row.port.name for row in ports],
+        )
+
+    @asynccontextmanager
+    async def _alone(self, name: str) -> AsyncIterator[None]:
+        """One start or stop of a VM at a time."""
+        if name in self._busy:
+            raise errors.ConflictError(f"VM {name} is being started or stopped by somebody else", "try again")
+        self._busy.add(name)
+        try:
+            yield
+        finally:
+            self._busy.discard(name)
+
+    async def start(self, vm: Vm, ports: Sequence[PortRow]) -> None:
+        """Starts a VM; returns when its guest's processors run.
+
+        The data plane must be connecting to its sockets.
+        """
+        async with self._alone(vm.name):
+            if self.state(vm.name) in ACTIVE:
+                raise errors.ConflictError(
+                    f"VM {vm.name} runs already", f"`vswitch vm stop {vm.name}` stops it"
+                )
+            spec = spec_of(vm, ports, self._run_dir)
+            machine = Machine(spec, self._folder(vm.name), await self.host(), self._changed)
+            with _translated():
+                self._folder(vm.name).mkdir(mode=0o750, parents=True, exist_ok=True)
+                await machine.start()
+                self._machines[vm.name] = machine
+                self._share_console(machine)
+                try:
+                    await machine.wait_running()
+                except (LauncherError, asyncio.CancelledError):
+                    with contextlib.suppress(NotRunningError):
+                        await machine.stop(0)
+                    raise
+
+    def _share_console(self, machine: Machine) -> None:
+        """Members of the group that may ask for everything may also sit at the console."""
+        with contextlib.suppress(OSError, KeyError):
+            group = grp.getgrnam(GROUP).gr_gid
+            os.chown(machine.paths.run_dir, -1, group)
+            machine.paths.run_dir.chmod(0o750)
+            os.chown(machine.paths.console, -1, group)
+            machine.paths.console.chmod(0o660)
+
+    async def stop(self, name: str, timeout_s: float) -> None:
+        """Stops a VM: asked first, for `timeout_s`; 0: at once."""
+        machine = self._machines.get(name)
+        if machine is None or self.state(name) not in ACTIVE:
+            raise errors.ConflictError(f"VM {name} does not run")
+        async with self._alone(name):
+            with _translated():
+                await machine.stop(timeout_s)
+
+    async def forget(self, name: str) -> None:
+        """Removes what a stopped VM has left in its run folder."""
+        machine = self._machines.pop(name, None)
+        if machine is not None:
+            await machine.close()
+        shutil.rmtree(self._folder(name), ignore_errors=True)
+
+    async def close(self) -> None:
+        """Lets go of all machines; those that run go on."""
+        for machine in self._machines.values():
+            await machine.close()
+
+    def console(self, name: str) -> Console:
+        """Where a running VM's serial console is."""
+        machine = self._machines.get(name)
+        if machine is None or self.state(name) not in ACTIVE:
+            raise errors.ConflictError(f"VM {name} does not run", f"`vswitch vm start {name}` starts it")
+        return Console(socket=str(machine.paths.console), log=str(machine.paths.console_log))
