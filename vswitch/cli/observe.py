@@ -12,6 +12,7 @@ from vswitch.cli import capture as capturing
 from vswitch.cli.completion import PortArgument, port_names
 from vswitch.cli.output import Column, plain
 from vswitch.cli.session import Session, command
+from vswitch.doctor import examine
 from vswitch.model import Change, DropCount
 
 _CAPTURE_FILES = (".pcap", ".pcapng", ".cap")
@@ -53,7 +54,7 @@ def register(app: typer.Typer) -> None:
         app,
         "trace",
         examples=[
-            'vswitch trace web/eth0 \'Ether(dst="52:54:00:00:00:02")/IP(dst="10.0.0.2")/ICMP()\'',
+            "vswitch trace web/eth0 'Ether(dst=\"52:54:00:00:00:02\")/IP()/ICMP()'",
             "vswitch trace web/eth0 ffffffffffff5254000000010806...",
             "vswitch trace web/eth0 frame.pcap",
         ],
@@ -87,8 +88,6 @@ def register(app: typer.Typer) -> None:
     @command(app, "doctor", examples=["vswitch doctor", "vswitch doctor --json"])
     def doctor(session: Session) -> None:
         """Examine what this machine offers, and what would be gained; works without the daemon."""
-        from vswitch.doctor import examine
-
         with session.out.progress("Examining this machine …"):
             checks = examine()
         rows = [("ok" if c.ok else "missing", c.name, c.seen, "" if c.ok else c.gain) for c in checks]
