@@ -240,6 +240,28 @@ def _add_ports(app: FastAPI, service: Service) -> None:
         return StreamingResponse(stream, media_type="application/x-pcapng")
 
 
+class RuleSelection:
+    """Which rules of a port are meant: one by direction and weight, or all."""
+
+    def __init__(
+        self,
+        direction: Direction | None = None,
+        weight: int | None = None,
+        every: Annotated[bool, Query(alias="all")] = False,
+    ) -> None:
+        self.direction, self.weight, self.every = direction, weight, every
+
+    def choose(self, row: PortRow) -> set[int]:
+        """Their numbers."""
+        if self.every:
+            return {rule.id for rule in row.rules}
+        if self.direction is None or self.weight is None:
+            raise errors.InvalidInputError(
+                "which rule is meant: a direction and a weight are needed, or all=true"
+            )
+        return {wanted.rule_of_weight(row, self.direction, self.weight).id}
+
+
 def _add_rules(app: FastAPI, service: Service) -> None:
     @app.get("/v1/ports/{owner}/{port}/acls")
     async def list_rules(owner: str, port: str) -> list[AclRuleInfo]:
@@ -263,32 +285,10 @@ def _add_rules(app: FastAPI, service: Service) -> None:
 
     @app.delete("/v1/ports/{owner}/{port}/acls", status_code=204)
     async def delete_by_weight(
-        selection: Annotated["RuleSelection", Depends()], owner: str, port: str, who: Asker
+        selection: Annotated[RuleSelection, Depends()], owner: str, port: str, who: Asker
     ) -> None:
         """Deletes the rule with a weight in a direction, or all rules."""
         await service.delete_rules(who, f"{owner}/{port}", selection.choose)
-
-
-class RuleSelection:
-    """Which rules of a port are meant: one by direction and weight, or all."""
-
-    def __init__(
-        self,
-        direction: Direction | None = None,
-        weight: int | None = None,
-        every: Annotated[bool, Query(alias="all")] = False,
-    ) -> None:
-        self.direction, self.weight, self.every = direction, weight, every
-
-    def choose(self, row: PortRow) -> set[int]:
-        """Their numbers."""
-        if self.every:
-            return {rule.id for rule in row.rules}
-        if self.direction is None or self.weight is None:
-            raise errors.InvalidInputError(
-                "which rule is meant: a direction and a weight are needed, or all=true"
-            )
-        return {wanted.rule_of_weight(row, self.direction, self.weight).id}
 
 
 def _add_fdb(app: FastAPI, service: Service) -> None:

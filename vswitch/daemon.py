@@ -117,9 +117,10 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(service: Service, places: Places) -> None:
+    app = make_app(service)
     listener = devices.listen(places.socket, "the API")
     config = uvicorn.Config(
-        make_app(service), http=PeerProtocol, log_config=None, access_log=False, lifespan="off", ws="none"
+        app, http=PeerProtocol, log_config=None, access_log=False, lifespan="off", ws="none"
     )
     server = _Server(config)
     leaving = asyncio.Event()
