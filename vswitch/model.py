@@ -213,20 +213,28 @@ class SwitchInfo(Switch):
 # ---- VLAN modes ----
 
 
-class VlanUntagged(Model):
+class _VlanMode(Model):
+    """What all modes share: the mode is always said, also where only what was given is sent."""
+
+    def model_post_init(self, _context: object) -> None:
+        """Counts the mode, a default, as given."""
+        self.__pydantic_fields_set__.add("mode")
+
+
+class VlanUntagged(_VlanMode):
     """Untagged frames only; tagged ones drop."""
 
     mode: Literal["untagged"] = "untagged"
 
 
-class VlanAccess(Model):
+class VlanAccess(_VlanMode):
     """The VM's untagged frames belong to one VLAN."""
 
     mode: Literal["access"] = "access"
     vid: Vid
 
 
-class VlanTrunk(Model):
+class VlanTrunk(_VlanMode):
     """Tagged frames of the allowed VLANs; untagged ones belong to the native VLAN, or drop without one."""
 
     mode: Literal["trunk"] = "trunk"
@@ -234,7 +242,7 @@ class VlanTrunk(Model):
     native_vid: Vid | None = None
 
 
-class VlanAny(Model):
+class VlanAny(_VlanMode):
     """Everything passes as it is."""
 
     mode: Literal["any"] = "any"
