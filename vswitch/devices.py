@@ -29,6 +29,7 @@ _TUNSETIFF, _TUNSETPERSIST, _TUNSETVNETHDRSZ = 0x400454CA, 0x400454CB, 0x400454D
 _IFF_TAP, _IFF_NO_PI, _IFF_MULTI_QUEUE, _IFF_VNET_HDR = 0x0002, 0x1000, 0x0100, 0x4000
 VNET_HEADER_BYTES = 12
 INTERFACE_NAME_MAX = 15
+_INTERFACE_MTU = 1500
 GROUP = "vswitch"
 
 
@@ -58,6 +59,11 @@ def interface_name(port: Port) -> str:
     digest = hashlib.sha256(port.name.encode()).hexdigest()[:4]
     readable = port.name.replace("/", "-")[: INTERFACE_NAME_MAX - 8]
     return f"vs-{readable}-{digest}"
+
+
+def is_ours(port: Port) -> bool:
+    """Whether the port's interface is one that we make."""
+    return port.kind == "host" or (port.kind == "tap" and port.device is None)
 
 
 def interface_exists(name: str) -> bool:
@@ -124,15 +130,15 @@ def _delete(name: str) -> None:
 
 
 async def configure(port: Port) -> None:
-    """Brings the interface of a host port in line.
-
-    MAC, MTU, up. pyroute2 has a loop of its own: hence the thread.
-    """
-    if port.kind != "host":
-        return
+    """Brings an interface that we made in line: MAC, MTU, up."""
     name = interface_name(port)
+    if not is_ours(port) or not interface_exists(name):
+        return  # or moved to another namespace, whose business it is now
+    # A host port's MTU is its interface's; what is behind another tap may set up to the port's limit by itself.
+    mtu = port.mtu if port.kind == "host" else min(port.mtu, _INTERFACE_MTU)
     try:
-        await asyncio.to_thread(_set_up, name, port.mac, port.mtu)
+        # pyroute2 has an event loop of its own: hence the thread.
+        await asyncio.to_thread(_set_up, name, port.mac, mtu)
     except Exception as error:  # pyroute2's errors have no common root
         raise errors.HostError(f"port {port.name}: cannot set up the interface {name}: {error}") from error
 
@@ -156,10 +162,7 @@ async def _tap(port: Port, ours: set[str]) -> Device:
     device = Device(_open_tap(name, port.queues, port.name), interface=name)
     try:
         fcntl.ioctl(device.fds[0], _TUNSETPERSIST, 1)
-        if port.kind == "host":
-            await configure(port)
-        else:
-            await asyncio.to_thread(_set_up, name, None, 1500)
+        await configure(port)
     except BaseException:
         await close(device)
         raise

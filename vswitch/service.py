@@ -18,7 +18,7 @@ from controller.entry import Kind, rule_of
 from controller.messages import flow_stats_request, parse_flow_stats
 from vm.errors import VmError as LauncherError
 from vm.qemu import PortPlug, installed_version, qemu_args_for_port
-from vswitch import capture, errors, orders, trace, wanted
+from vswitch import capture, devices, errors, orders, trace, wanted
 from vswitch.apply import Applier, Start
 from vswitch.drops import reason
 from vswitch.frames import parse_frame
@@ -315,6 +315,8 @@ class Service:
         fields = {name: getattr(row.port, name) for name in Port.model_fields}
         if row.port.kind == "vhost-user" and row.port.owner not in self.state.vms:
             fields["socket"] = str(port_socket(self.places.run_dir, row.port))
+        if devices.is_ours(row.port):
+            fields["device"] = devices.interface_name(row.port)
         return PortInfo(**fields, id=row.id, state=await self._port_state(row))
 
     async def _port_state(self, row: PortRow) -> PortState | None:

@@ -130,7 +130,7 @@ class Store:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise errors.StoreError(
-                f"the store {self.path} was written by a newer vswitch (schema {version}, not {SCHEMA_VERSION})",
+                f"the store {self.path} is of a newer vswitch (schema {version}, not {SCHEMA_VERSION})",
                 "use that vswitch, or another --state directory",
             )
         if version == SCHEMA_VERSION:

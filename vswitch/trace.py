@@ -62,9 +62,7 @@ class Tracer:
         if record.kind == 6:
             vid = record.vlan_tci & 0xFFF if record.vlan_tci & 0x1000 else None
             tag = f" with the tag of VLAN {vid}" if vid is not None else " untagged"
-            return TraceStep(
-                kind="output", text=f"it leaves at {port}{tag}, {record.value} bytes", port=port, vid=vid
-            )
+            return TraceStep(kind="output", text=f"it leaves at {port}{tag}", port=port, vid=vid)
         name, sentence, way_out = reason(record.value)
         text = f"it is dropped at {port} because {sentence} ({name})"
         if way_out:
