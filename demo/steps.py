@@ -93,7 +93,7 @@ async def vlans(cast: Cast, step: StepContext) -> None:
 
 
 async def _wget(step: StepContext, guest: Guest, name: str) -> str:
-    result = await guest.run(f"wget -q -T 5 -O - http://{BOB}/index.html")
+    result = await guest.run(f"timeout 5 wget -O - http://{BOB}/index.html 2>/dev/null")
     step.keep(name, result.output)
     return result.output.strip()
 
