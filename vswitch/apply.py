@@ -198,7 +198,7 @@ class Applier:
             path = port_socket(self._run_dir, row.port) if order.flags & orders.ADD_LISTEN else None
             if row.port.kind != "vhost-user":
                 path = None
-            device = await devices.open_device(row.port, path, _our_interfaces(row.port))
+            device = devices.open_device(row.port, path, _our_interfaces(row.port))
         try:
             await self.transport.order(order, device.fds)
         except errors.UnavailableError:
@@ -224,9 +224,10 @@ class Applier:
 
     async def _set_port(self, order: orders.PortSet, wanted: Target) -> None:
         new, old = wanted.ports[order.port_id], self._ports[order.port_id]
+        await self.transport.order(order)
+        # Behind the order: an interface that comes up speaks at once.
         if new.row is not None and (old.set.mac, old.set.mtu) != (order.mac, order.mtu):
             await devices.configure(new.row.port)
-        await self.transport.order(order)
         if old.set.switch_id != order.switch_id:
             self._drop_statics(order.port_id)
         self._ports[order.port_id] = replace(old, set=order, row=new.row, policy=new.policy)

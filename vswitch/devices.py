@@ -134,7 +134,7 @@ async def configure(port: Port) -> None:
     name = interface_name(port)
     if not is_ours(port) or not interface_exists(name):
         return  # or moved to another namespace, whose business it is now
-    # A host port's MTU is its interface's; what is behind another tap may set up to the port's limit by itself.
+    # Of a host port, the MTU is its interface's; behind another tap it is set by whoever is there.
     mtu = port.mtu if port.kind == "host" else min(port.mtu, _INTERFACE_MTU)
     try:
         # pyroute2 has an event loop of its own: hence the thread.
@@ -143,7 +143,7 @@ async def configure(port: Port) -> None:
         raise errors.HostError(f"port {port.name}: cannot set up the interface {name}: {error}") from error
 
 
-async def _tap(port: Port, ours: set[str]) -> Device:
+def _tap(port: Port, ours: set[str]) -> Device:
     if port.device is not None:
         if not interface_exists(port.device):
             raise errors.HostError(
@@ -160,12 +160,7 @@ async def _tap(port: Port, ours: set[str]) -> Device:
             "give the switch another name",
         )
     device = Device(_open_tap(name, port.queues, port.name), interface=name)
-    try:
-        fcntl.ioctl(device.fds[0], _TUNSETPERSIST, 1)
-        await configure(port)
-    except BaseException:
-        await close(device)
-        raise
+    fcntl.ioctl(device.fds[0], _TUNSETPERSIST, 1)
     return device
 
 
@@ -246,7 +241,7 @@ def _files(port: Port) -> Device:
 # ---- all of them ----
 
 
-async def open_device(port: Port, socket_path: Path | None, ours: set[str]) -> Device:
+def open_device(port: Port, socket_path: Path | None, ours: set[str]) -> Device:
     """Opens what a port needs.
 
     Args:
@@ -255,7 +250,7 @@ async def open_device(port: Port, socket_path: Path | None, ours: set[str]) -> D
         ours: Interfaces that we made before and that may be there still.
     """
     if port.kind in ("tap", "host"):
-        return await _tap(port, ours)
+        return _tap(port, ours)
     if port.kind == "pcap":
         return _files(port)
     if socket_path is None:

@@ -126,7 +126,6 @@ class Vms:
             machine = Machine.find(self._folder(name), host, self._changed)
             if machine is not None:
                 self._machines[name] = machine
-                self._changed(machine)
 
     @property
     def accelerator(self) -> str:
