@@ -1,13 +1,11 @@
 /* The promises of dataplane/flow_table.h, against a linear scan by flow_match_accepts().
  *
- * Linked with --wrap=malloc --wrap=calloc, so that memory can run out on purpose. With an argument, `bench`, it prints the cost
- * of a lookup and of an addition instead.
+ * Linked with --wrap=malloc --wrap=calloc, so that memory can run out on purpose.
  */
 #include <pthread.h>
 #include <stdlib.h>
 
-#include "../../dataplane/flow_table.h"
-#include "check.h"
+#include "flow_entries.h"
 
 #define SCAN_MAX 4096
 
@@ -35,118 +33,6 @@ void *__wrap_calloc(size_t n, size_t size)
 	return out_of_memory() ? NULL : __real_calloc(n, size);
 }
 
-/* ---- helpers ---- */
-
-static u32 graces, freed;
-
-static void no_readers(void *context)
-{
-	(void)context;
-	graces++;
-}
-
-static void free_entry(struct flow_entry *entry)
-{
-	freed++;
-	free(entry);
-}
-
-static struct flow_entry *entry_of(const struct flow_match *match, u16 priority, u64 version)
-{
-	struct flow_entry *entry = calloc(1, sizeof(*entry));
-
-	entry->match = *match;
-	entry->priority = priority;
-	entry->added = version;
-	entry->goto_table = FLOW_GOTO_NONE;
-	return entry;
-}
-
-static void fit(struct flow_match *match)
-{
-	flow_key_apply(&match->key, &match->key, &match->mask);
-}
-
-static be32 prefix4(u32 bits)
-{
-	return bits ? cpu_to_be32(0xffffffffu << (32 - bits)) : 0;
-}
-
-static void set_ip(u8 *field, be32 value)
-{
-	memcpy(field, &value, sizeof(value));
-}
-
-/* Values from small sets, so that entries overlap and keys hit. */
-static void random_key(struct flow_key *key)
-{
-	memset(key, 0, sizeof(*key));
-	key->eth_dst[5] = (u8)check_random(4);
-	key->eth_src[5] = (u8)check_random(4);
-	key->eth_type = cpu_to_be16(check_random(4) ? 0x0800 : 0x86dd);
-	key->vlan_tci = check_random(2) ? 0 : cpu_to_be16((u16)(VLAN_PRESENT | check_random(8)));
-	set_ip(key->ip_src, cpu_to_be32(0x0a000000 | check_random(4) << 22 | check_random(64)));
-	set_ip(key->ip_dst, cpu_to_be32(0x0a000000 | check_random(4) << 22 | check_random(64)));
-	key->l4_src = cpu_to_be16((u16)check_random(64));
-	key->l4_dst = cpu_to_be16((u16)(check_random(64) << check_random(8)));
-	key->ip_proto = check_random(2) ? 6 : 17;
-	key->ip_tos = (u8)check_random(4);
-	key->flags = check_random(8) ? 0 : KEY_L4_UNKNOWN;
-	key->in_port = check_random(4);
-}
-
-static void random_range(u16 *min, u16 *max)
-{
-	u16 a = (u16)(check_random(64) << check_random(8)),
-	    b = (u16)(check_random(64) << check_random(8));
-
-	*min = a < b ? a : b;
-	*max = a < b ? b : a;
-}
-
-static void random_match(struct flow_match *match)
-{
-	struct flow_key *mask = &match->mask;
-
-	memset(match, 0, sizeof(*match));
-	random_key(&match->key);
-	if (!check_random(3))
-		memset(mask->eth_dst, 0xff, 6);
-	if (!check_random(6))
-		mask->eth_src[5] = (u8)check_random(256);
-	if (check_random(2))
-		mask->eth_type = 0xffff;
-	if (!check_random(3))
-		mask->vlan_tci = cpu_to_be16(
-			(u16)(VLAN_PRESENT | (VLAN_VID_MASK << check_random(4) & 0xfff)));
-	if (check_random(2))
-		set_ip(mask->ip_src, prefix4(check_random(33)));
-	if (check_random(2))
-		set_ip(mask->ip_dst, prefix4(check_random(33)));
-	if (check_random(2))
-		mask->ip_proto = 0xff;
-	if (!check_random(8))
-		mask->ip_tos = (u8)check_random(256);
-	if (!check_random(8))
-		mask->flags = KEY_L4_UNKNOWN;
-	if (!check_random(8))
-		mask->in_port = 0xffffffff;
-	switch (check_random(4)) {
-	case 0:
-		mask->l4_dst = 0xffff;
-		break;
-	case 1:
-		match->range_dst = true;
-		random_range(&match->dst_min, &match->dst_max);
-		break;
-	case 2:
-		match->range_src = true;
-		random_range(&match->src_min, &match->src_max);
-		break;
-	}
-	fit(match);
-}
-
 /* The reference: all entries ever added, asked one by one. */
 struct scan {
 	struct flow_entry *entries[SCAN_MAX];
@@ -167,13 +53,6 @@ static int scan_priority(const struct scan *scan, const struct flow_key *key, u6
 	return best;
 }
 
-static int table_priority(const struct flow_table *table, const struct flow_key *key, u64 version)
-{
-	const struct flow_entry *entry = flow_table_lookup(table, key, version, NULL);
-
-	return entry ? entry->priority : -1;
-}
-
 static struct flow_table *scan_table;
 static struct scan *forgetting;
 
@@ -185,11 +64,6 @@ static void forget_entry(struct flow_entry *entry)
 			break;
 		}
 	free_entry(entry);
-}
-
-static void reclaim_all(struct flow_table *table, u64 version)
-{
-	flow_table_reclaim(table, version, no_readers, NULL, free_entry);
 }
 
 /* ---- the promises ---- */
@@ -588,238 +462,8 @@ static void reader_of_a_version_sees_exactly_its_entries_while_the_writer_goes_o
 	flow_table_free(race.table);
 }
 
-/* ---- many entries ---- */
-
-typedef void (*generator)(struct flow_match *match, u32 i);
-
-/* Rules as people write them for a port: a network or host on the other side, often a protocol, a port or a range. */
-static void acl_like(struct flow_match *match, u32 i)
+int main(void)
 {
-	static const u8 lengths[] = {32, 32, 32, 24, 24, 16, 28, 20, 12, 8};
-	static const u16 ports[] = {22, 25, 53, 80, 123, 443, 3306, 5432, 6443, 8080};
-
-	(void)i;
-	memset(match, 0, sizeof(*match));
-	match->mask.eth_type = 0xffff;
-	match->key.eth_type = cpu_to_be16(0x0800);
-	set_ip(match->key.ip_src, cpu_to_be32(0x0a000000 | check_random(1u << 24)));
-	set_ip(match->mask.ip_src, prefix4(lengths[check_random(10)]));
-	if (check_random(4)) {
-		match->mask.ip_proto = 0xff;
-		match->key.ip_proto = check_random(3) ? 6 : 17;
-		match->key.l4_dst = cpu_to_be16(ports[check_random(10)]);
-		if (check_random(3)) {
-			match->mask.l4_dst = 0xffff;
-		} else {
-			match->range_dst = true;
-			match->dst_min = be16_to_cpu(match->key.l4_dst);
-			match->dst_max = (u16)(match->dst_min + 1 + check_random(5000));
-		}
-	}
-	fit(match);
-}
-
-/* Every pair of prefix lengths of source and destination: 1089 masks. */
-static void every_prefix_pair(struct flow_match *match, u32 i)
-{
-	memset(match, 0, sizeof(*match));
-	match->mask.eth_type = 0xffff;
-	match->key.eth_type = cpu_to_be16(0x0800);
-	set_ip(match->key.ip_src, cpu_to_be32(check_random(UINT32_MAX)));
-	set_ip(match->key.ip_dst, cpu_to_be32(check_random(UINT32_MAX)));
-	set_ip(match->mask.ip_src, prefix4(i % 33));
-	set_ip(match->mask.ip_dst, prefix4(i / 33 % 33));
-	fit(match);
-}
-
-/* Four prefix lengths each of addresses, ports and VLANs, any subset of the other fields: the textbook explosion. */
-static void every_subset(struct flow_match *match, u32 i)
-{
-	memset(match, 0, sizeof(*match));
-	random_key(&match->key);
-	set_ip(match->key.ip_src, cpu_to_be32(0x0a000000 | check_random(1u << 24)));
-	set_ip(match->key.ip_dst, cpu_to_be32(0x0a000000 | check_random(1u << 24)));
-	set_ip(match->mask.ip_src, prefix4(8 * (i % 4 + 1)));
-	set_ip(match->mask.ip_dst, prefix4(8 * (i / 4 % 4 + 1)));
-	match->mask.l4_src = i & 16 ? 0xffff : 0;
-	match->mask.l4_dst = i & 32 ? 0xffff : 0;
-	match->mask.vlan_tci = i & 64 ? cpu_to_be16(0x1fff) : 0;
-	match->mask.ip_proto = i & 128 ? 0xff : 0;
-	match->mask.in_port = i & 256 ? 0xffffffff : 0;
-	match->mask.eth_type = i & 512 ? 0xffff : 0;
-	if (i & 1024)
-		memset(match->mask.eth_dst, 0xff, 6);
-	if (i & 2048)
-		memset(match->mask.eth_src, 0xff, 6);
-	fit(match);
-}
-
-/* Masks without any order, as OpenFlow 1.3 allows them. */
-static void any_mac_mask(struct flow_match *match, u32 i)
-{
-	(void)i;
-	memset(match, 0, sizeof(*match));
-	for (u32 b = 0; b < 6; b++) {
-		match->key.eth_dst[b] = (u8)check_random(256);
-		match->mask.eth_dst[b] = (u8)check_random(256);
-	}
-	fit(match);
-}
-
-/* The same in all fields but a port range that has no common bits. */
-static void wide_ranges(struct flow_match *match, u32 i)
-{
-	(void)i;
-	memset(match, 0, sizeof(*match));
-	match->mask.ip_proto = 0xff;
-	match->key.ip_proto = 6;
-	match->range_dst = true;
-	match->dst_min = (u16)check_random(32768);
-	match->dst_max = (u16)(32768 + check_random(32768));
-}
-
-/* A key that some entry matches, or nearly. */
-static void key_near(struct flow_key *key, const struct flow_match *match)
-{
-	struct flow_key noise;
-
-	random_key(&noise);
-	for (int w = 0; w < FLOW_KEY_WORDS; w++)
-		flow_key_words_mut(key)[w] =
-			flow_key_words(&match->key)[w] |
-			(flow_key_words(&noise)[w] & ~flow_key_words(&match->mask)[w]);
-	if (match->range_dst)
-		key->l4_dst = cpu_to_be16(match->dst_min);
-	if (!check_random(4))
-		((u8 *)key)[check_random(60)] ^= (u8)(1 << check_random(8));
-}
-
-static void compare_large(const struct flow_table *table, struct flow_entry **entries, u32 n,
-			  u32 lookups)
-{
-	for (u32 i = 0; i < lookups; i++) {
-		struct flow_key key;
-		int best = -1;
-
-		key_near(&key, &entries[check_random(n)]->match);
-		for (u32 e = 0; e < n; e++)
-			if ((int)entries[e]->priority > best &&
-			    entries[e]->removed == FLOW_VERSION_MAX &&
-			    flow_match_accepts(&entries[e]->match, &key))
-				best = entries[e]->priority;
-		CHECK_EQ(table_priority(table, &key, 2), best);
-	}
-}
-
-static void many_entries(generator generate, u32 n, u32 tuples_max)
-{
-	struct flow_entry **entries = malloc(n * sizeof(*entries));
-	struct flow_table *table = flow_table_new();
-	struct flow_match match;
-
-	for (u32 i = 0; i < n; i++) {
-		generate(&match, i);
-		entries[i] = entry_of(&match, (u16)check_random(65536), 1);
-		CHECK_EQ(flow_table_add(table, entries[i]), 0);
-	}
-	CHECK_EQ(flow_table_count(table), n);
-	CHECK(flow_table_tuples(table) <= tuples_max);
-	compare_large(table, entries, n, 100);
-	for (u32 i = 0; i < n; i += 2)
-		flow_table_remove(table, entries[i], 2);
-	compare_large(table, entries, n, 50);
-	freed = 0;
-	reclaim_all(table, 2);
-	CHECK_EQ(freed, (n + 1) / 2);
-	for (u32 i = 0; 2 * i + 1 < n; i++)
-		entries[i] = entries[2 * i + 1];
-	compare_large(table, entries, n / 2, 50);
-	for (u32 i = 0; i < n / 2; i++)
-		flow_table_remove(table, entries[i], 3);
-	reclaim_all(table, 3);
-	CHECK_EQ(flow_table_count(table), 0);
-	CHECK_EQ(flow_table_tuples(table), 0);
-	flow_table_free(table);
-	free(entries);
-}
-
-static void hundred_thousand_acl_rules_work(void)
-{
-	many_entries(acl_like, 100000, 64);
-}
-
-static void every_pair_of_prefix_lengths_needs_few_tuples(void)
-{
-	many_entries(every_prefix_pair, 100000, 128);
-}
-
-static void every_subset_of_fields_stays_within_the_tuple_limit(void)
-{
-	many_entries(every_subset, 100000, 256);
-}
-
-static void masks_without_order_stay_within_the_tuple_limit(void)
-{
-	many_entries(any_mac_mask, 5000, 256);
-}
-
-static void ranges_without_common_bits_work(void)
-{
-	many_entries(wide_ranges, 5000, 16);
-}
-
-/* ---- figures ---- */
-
-static void bench_one(const char *name, generator generate, u32 n)
-{
-	enum { LOOKUPS = 65536 };
-	struct flow_match *matches = malloc(n * sizeof(*matches));
-	struct flow_key *keys = malloc(LOOKUPS * sizeof(*keys));
-	struct flow_table *table = flow_table_new();
-	u64 start, add_ns, lookup_ns = UINT64_MAX, hits = 0;
-	u32 tuples;
-
-	for (u32 i = 0; i < n; i++)
-		generate(&matches[i], i);
-	start = clock_ns();
-	for (u32 i = 0; i < n; i++)
-		flow_table_add(table, entry_of(&matches[i], (u16)check_random(65536), 1));
-	add_ns = (clock_ns() - start) / n;
-	for (u32 i = 0; i < LOOKUPS; i++)
-		key_near(&keys[i], &matches[check_random(n)]);
-	for (u32 round = 0; round < 5; round++) {
-		start = clock_ns();
-		for (u32 i = 0; i < LOOKUPS; i++)
-			hits += flow_table_lookup(table, &keys[i], 1, NULL) != NULL;
-		start = (clock_ns() - start) * 10 / LOOKUPS;
-		lookup_ns = start < lookup_ns ? start : lookup_ns;
-	}
-	tuples = flow_table_tuples(table);
-	printf("%-18s %7u entries %4u tuples  lookup %7.1f ns  add %6llu ns  hits %3llu %%\n", name,
-	       n, tuples, (double)lookup_ns / 10, (unsigned long long)add_ns,
-	       (unsigned long long)(hits * 20 / LOOKUPS));
-	flow_table_free(table);
-	free(matches);
-	free(keys);
-}
-
-static int bench(void)
-{
-	for (u32 n = 10; n <= 100000; n *= 10)
-		bench_one("acl_like", acl_like, n);
-	for (u32 n = 1000; n <= 100000; n *= 10)
-		bench_one("every_prefix_pair", every_prefix_pair, n);
-	for (u32 n = 1000; n <= 100000; n *= 10)
-		bench_one("every_subset", every_subset, n);
-	bench_one("any_mac_mask", any_mac_mask, 1000);
-	bench_one("wide_ranges", wide_ranges, 1000);
-	return 0;
-}
-
-int main(int argc, char **argv)
-{
-	if (argc > 1 && !strcmp(argv[1], "bench"))
-		return bench();
 	RUN(empty_table_matches_nothing);
 	RUN(higher_priority_wins_whatever_was_added_first);
 	RUN(entry_is_seen_from_added_until_removed);
@@ -831,10 +475,5 @@ int main(int argc, char **argv)
 	RUN(used_bits_decide_the_answer);
 	RUN(memory_that_runs_out_changes_nothing);
 	RUN(reader_of_a_version_sees_exactly_its_entries_while_the_writer_goes_on);
-	RUN(hundred_thousand_acl_rules_work);
-	RUN(every_pair_of_prefix_lengths_needs_few_tuples);
-	RUN(every_subset_of_fields_stays_within_the_tuple_limit);
-	RUN(masks_without_order_stay_within_the_tuple_limit);
-	RUN(ranges_without_common_bits_work);
 	return check_done();
 }
