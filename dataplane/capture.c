@@ -1,8 +1,9 @@
 /* Copies of one port's frames for vswitchd: see capture.h.
  *
- * The ring's memory is shared with vswitchd, which writes only `tail`; whatever stands there, writes stay inside the ring: `head` and the
- * size are kept here. capture_frame(): any worker. It takes a try-lock, never waits, never allocates. Frames are strangers' bytes, copied
- * and summed but not looked at.
+ * The ring's memory is shared with vswitchd, which writes only `tail`; whatever stands there,
+ * writes stay inside the ring: `head` and the size are kept here. capture_frame(): any worker. It
+ * takes a try-lock, never waits, never allocates. Frames are strangers' bytes, copied and summed
+ * but not looked at.
  */
 #define _GNU_SOURCE
 #include "capture.h"
@@ -89,7 +90,8 @@ static u8 *reserve(struct capture *capture, u64 length)
 	return capture->data + at;
 }
 
-/* Copies the first `captured` bytes to `to`; with a checksum to be made, sums what lies behind its start over the whole frame. */
+/* Copies the first `captured` bytes to `to`; with a checksum to be made, sums what lies behind
+ * its start over the whole frame. */
 static void copy_frame(const struct packet *packet, u8 *to, u32 captured)
 {
 	const struct offload *offload = &packet->offload;

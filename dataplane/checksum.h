@@ -1,4 +1,5 @@
-/* The Internet checksum (RFC 1071), over bytes that may come in several pieces. Any thread; reads each byte once. */
+/* The Internet checksum (RFC 1071), over bytes that may come in several pieces. Any thread;
+ * reads each byte once. */
 #ifndef VSWITCH_CHECKSUM_H
 #define VSWITCH_CHECKSUM_H
 
@@ -9,7 +10,8 @@ struct checksum {
 	bool odd; /* an odd number of bytes so far */
 };
 
-/* Words are added as they lie in memory: the sum is the same in either byte order (RFC 1071, 2 (B)). */
+/* Words are added as they lie in memory: the sum is the same in either byte order (RFC 1071, 2
+ * (B)). */
 static inline u64 checksum_block(const u8 *data, u32 length)
 {
 	u64 sum = 0;

@@ -1,7 +1,8 @@
 /* Checksums and segmentation in software: see offload.h.
  *
- * offload_check() turns a stranger's request into our own; all others work on requests that passed it. Source bytes (possibly a guest's
- * memory) are copied once and only the copy is summed. Worker threads. Never allocates: the caller has the room.
+ * offload_check() turns a stranger's request into our own; all others work on requests that passed
+ * it. Source bytes (possibly a guest's memory) are copied once and only the copy is summed. Worker
+ * threads. Never allocates: the caller has the room.
  */
 #include "offload.h"
 
@@ -35,7 +36,8 @@ static void write16(u8 *p, u16 value)
 	STORE_UNALIGNED(be16, p, cpu_to_be16(value));
 }
 
-/* Of a frame with two tags the key says nothing; extension headers are not followed here: no request fits them then. */
+/* Of a frame with two tags the key says nothing; extension headers are not followed here: no
+ * request fits them then. */
 static u8 inner_protocol(const struct packet *packet)
 {
 	const u8 *ip = packet->header + packet->l3;
@@ -174,8 +176,8 @@ static bool flatten(const struct packet *packet, u8 *to, u32 length)
 	return at == length;
 }
 
-/* Fills the checksum in. The field holds the sum of the pseudo header for `was` bytes of transport (virtio 1.2, 5.1.6.2), now they
- * are `is`. */
+/* Fills the checksum in. The field holds the sum of the pseudo header for `was` bytes of
+ * transport (virtio 1.2, 5.1.6.2), now they are `is`. */
 static void fill_checksum(u8 *frame, u32 length, const struct offload *offload, u32 was)
 {
 	u32 is = length - offload->csum_start;

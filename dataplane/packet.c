@@ -1,7 +1,8 @@
 /* Reading a packet's bytes across its segments: see packet.h.
  *
- * The segments may be a guest's memory that changes meanwhile: what is copied here is what counts. Worker threads. Never reads beyond
- * the segments it was given, whatever the lengths in the packet say.
+ * The segments may be a guest's memory that changes meanwhile: what is copied here is what counts.
+ * Worker threads. Never reads beyond the segments it was given, whatever the lengths in the packet
+ * say.
  */
 #include "packet.h"
 

@@ -1,16 +1,19 @@
 /* From a frame's header copy to its flow key: see parse.h.
  *
- * Reads a stranger's bytes, already copied. Worker threads, and the control thread for a trace. Never fails, never allocates, never
- * reads outside header[0 … header_length).
+ * Reads a stranger's bytes, already copied. Worker threads, and the control thread for a trace.
+ * Never fails, never allocates, never reads outside header[0 … header_length).
  *
  * What a cut or hostile header becomes, so that no rule on ports can be walked around:
- * - The transport header must lie wholly inside the bytes there *and* inside what IP says is its packet (padding is no header):
- *   20 bytes for TCP, 12 for SCTP, 8 for UDP, 4 for ICMP; else KEY_L4_UNKNOWN. An IP length beyond the end of the frame alone does
- *   not make the fields unknown: receivers drop such a packet, and its ports are matched as they stand.
- * - IPv6: when the chain of extension headers cannot be followed to its end, ip_proto is the number of the header where the walk
- *   stopped (0, 43, 44, 51 or 60) and KEY_L4_UNKNOWN is set: the protocol itself is unknown then. A later fragment has the next
- *   header that its fragment header names, which can be one of these too. A jumbogram (payload length 0) counts as cut short.
- * - Protocols without ports or types (GRE, ESP, no next header, …) have no L4 fields: zero, and not "unknown".
+ * - The transport header must lie wholly inside the bytes there *and* inside what IP says is its
+ *   packet (padding is no header): 20 bytes for TCP, 12 for SCTP, 8 for UDP, 4 for ICMP; else
+ *   KEY_L4_UNKNOWN. An IP length beyond the end of the frame alone does not make the fields
+ *   unknown: receivers drop such a packet, and its ports are matched as they stand.
+ * - IPv6: when the chain of extension headers cannot be followed to its end, ip_proto is the number
+ *   of the header where the walk stopped (0, 43, 44, 51 or 60) and KEY_L4_UNKNOWN is set: the
+ *   protocol itself is unknown then. A later fragment has the next header that its fragment header
+ *   names, which can be one of these too. A jumbogram (payload length 0) counts as cut short.
+ * - Protocols without ports or types (GRE, ESP, no next header, …) have no L4 fields: zero, and not
+ *   "unknown".
  */
 #include "parse.h"
 
@@ -175,7 +178,8 @@ static bool is_extension(u8 protocol)
 	       protocol == AUTHENTICATION || protocol == DESTINATION;
 }
 
-/* Steps over one extension header. Returns false where the walk ends: the header is cut, or what follows is another packet's. */
+/* Steps over one extension header. Returns false where the walk ends: the header is cut, or what
+ * follows is another packet's. */
 static bool skip_extension(struct cursor *cursor, struct flow_key *key)
 {
 	const u8 *header = peek(cursor, 8);
@@ -264,7 +268,8 @@ static void parse_l3(struct cursor *cursor, struct packet *packet, struct flow_k
 	}
 }
 
-/* The type behind an 802.3 length: SNAP's when its organisation is Ethernet's (OpenFlow 1.3.5, 7.2.3.8). */
+/* The type behind an 802.3 length: SNAP's when its organisation is Ethernet's (OpenFlow 1.3.5,
+ * 7.2.3.8). */
 static u16 parse_snap(struct cursor *cursor)
 {
 	static const u8 snap[6] = {0xaa, 0xaa, 3, 0, 0, 0};
@@ -309,7 +314,8 @@ static NOINLINE void parse_slow(struct cursor *cursor, struct packet *packet, st
 			return;
 		packet->tags = 2;
 		cursor->at += TAG;
-		/* Nothing of the inner packet is in the key, but its checksum and segmentation requests are checked. */
+		/* Nothing of the inner packet is in the key, but its checksum and segmentation
+		 * requests are checked. */
 		memset(&inner, 0, sizeof(inner));
 		parse_l3(cursor, packet, &inner, read16(header + 2));
 		return;
@@ -320,8 +326,8 @@ static NOINLINE void parse_slow(struct cursor *cursor, struct packet *packet, st
 	parse_l3(cursor, packet, key, type);
 }
 
-/* The bulk of all frames: untagged IPv4 without options, whole, TCP or UDP. Returns false for anything else, with nothing written
- * that the slow way does not write again. */
+/* The bulk of all frames: untagged IPv4 without options, whole, TCP or UDP. Returns false for
+ * anything else, with nothing written that the slow way does not write again. */
 ALWAYS_INLINE bool parse_fast(struct packet *packet, const u8 *header, struct flow_key *key)
 {
 	const u8 *ip = header + ETHERNET, *l4 = ip + IPV4;

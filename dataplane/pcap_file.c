@@ -1,4 +1,5 @@
-/* Capture files: see pcap_file.h. Formats: pcap and pcapng as in the IETF drafts draft-ietf-opsawg-pcap and -pcapng. */
+/* Capture files: see pcap_file.h. Formats: pcap and pcapng as in the IETF drafts
+ * draft-ietf-opsawg-pcap and -pcapng. */
 #include "pcap_file.h"
 
 #define LINK_ETHERNET 1
@@ -95,7 +96,8 @@ static int next_classic(struct pcap_reader *reader, struct pcap_frame *frame)
 	return 1;
 }
 
-/* Ticks of the interface in nanoseconds; a time beyond what 64 bits hold wraps, and means nothing anyway. */
+/* Ticks of the interface in nanoseconds; a time beyond what 64 bits hold wraps, and means
+ * nothing anyway. */
 static u64 ticks_to_ns(u64 ticks, u8 resolution)
 {
 	u64 divisor = 1;
@@ -202,7 +204,8 @@ static int read_simple(struct pcap_reader *reader, const u8 *body, u32 length,
 	return 1;
 }
 
-/* One block. 1: it held a frame, 0: it did not, -EBADMSG. `body` without the block's type and lengths. */
+/* One block. 1: it held a frame, 0: it did not, -EBADMSG. `body` without the block's type and
+ * lengths. */
 static int read_block(struct pcap_reader *reader, u32 type, const u8 *body, u32 length,
 		      struct pcap_frame *frame)
 {

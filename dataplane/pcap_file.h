@@ -1,15 +1,17 @@
-/* Reading capture files: classic pcap (either byte order, micro- or nanoseconds) and pcapng, from memory.
+/* Reading capture files: classic pcap (either byte order, micro- or nanoseconds) and pcapng, from
+ * memory.
  *
- * The file is a stranger's: every length is checked against what is there. Any one thread per reader. Never allocates, never writes
- * to the file's bytes; Ethernet frames only, those of other interfaces are stepped over.
+ * The file is a stranger's: every length is checked against what is there. Any one thread per
+ * reader. Never allocates, never writes to the file's bytes; Ethernet frames only, those of other
+ * interfaces are stepped over.
  */
 #ifndef VSWITCH_PCAP_FILE_H
 #define VSWITCH_PCAP_FILE_H
 
 #include "base.h"
 
-#define PCAP_INTERFACES_MAX \
-	16 /* of one pcapng section whose frames can be read; those of further ones are stepped over */
+/* Of one pcapng section; the frames of further ones are stepped over. */
+#define PCAP_INTERFACES_MAX 16
 
 struct pcap_interface {
 	bool ethernet;
@@ -35,18 +37,20 @@ struct pcap_frame {
 	u64 time_ns; /* since 1970 */
 };
 
-/* Looks at the file's head. 0, -EBADMSG: not a capture file, -EPROTONOSUPPORT: not of Ethernet frames (classic pcap). */
+/* Looks at the file's head. 0, -EBADMSG: not a capture file, -EPROTONOSUPPORT: not of Ethernet
+ * frames (classic pcap). */
 int pcap_reader_open(struct pcap_reader *reader, const void *bytes, u64 size);
 
-/* The next frame. 1, 0: the end (a last record that is cut short, as left by a writer that was stopped, is the end too), -EBADMSG: the file is
- * damaged here, and stays so. */
+/* The next frame. 1, 0: the end (a last record that is cut short, as left by a writer that was
+ * stopped, is the end too), -EBADMSG: the file is damaged here, and stays so. */
 int pcap_reader_next(struct pcap_reader *reader, struct pcap_frame *frame);
 
 /* Writing pcapng. Each writes to `to` and returns the bytes. */
 #define PCAP_HEAD_SIZE 60 /* section header and one interface: Ethernet, nanoseconds */
 u32 pcap_write_head(u8 *to);
 
-/* The block around a frame of `length` bytes: what stands before it (PCAP_BLOCK_HEAD bytes), and the bytes behind it, padding included. */
+/* The block around a frame of `length` bytes: what stands before it (PCAP_BLOCK_HEAD bytes), and
+ * the bytes behind it, padding included. */
 #define PCAP_BLOCK_HEAD 28
 #define PCAP_BLOCK_TAIL_MAX 7
 void pcap_write_block_head(u8 *to, u32 length, u64 time_ns);

@@ -1,8 +1,11 @@
-/* Memory ports: a test, or an application with the engine in its own process, gives frames and takes them. See api.h.
+/* Memory ports: a test, or an application with the engine in its own process, gives frames and
+ * takes them. See api.h.
  *
- * Bytes come from the caller of mem_port_send(), who may claim anything in the vnet header; frames too short or too long are handed on
- * as bad. rx, complete, arm and tx: workers; mem_port_*: one other thread (or the same one, in an engine that is stepped). Two rings
- * with one writer and one reader each carry the frames; whoever made a frame's storage also frees it, so a worker never allocates.
+ * Bytes come from the caller of mem_port_send(), who may claim anything in the vnet header; frames
+ * too short or too long are handed on as bad. rx, complete, arm and tx: workers; mem_port_*: one
+ * other thread (or the same one, in an engine that is stepped). Two rings with one writer and one
+ * reader each carry the frames; whoever made a frame's storage also frees it, so a worker never
+ * allocates.
  */
 #include <stdlib.h>
 #include <sys/eventfd.h>

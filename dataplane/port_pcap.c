@@ -1,11 +1,14 @@
 /* Ports that replay a capture file into the switch, write what they are given to one, or both.
  *
- * The file to replay is a stranger's: it is read into memory when the port is opened (regular files of at most REPLAY_MAX bytes), so that no
- * worker ever waits for a disk, and pcap_file.c checks every length. Written frames go into a ring of bytes; a thread of the port's own
- * moves them to the file, because a write to a disk can take seconds. It writes whole blocks or takes a partial one back, so the file stays
- * readable; what it could not write is counted as DROP_TX_ERROR by the worker. rx, complete, arm, tx, tx_notify: workers.
+ * The file to replay is a stranger's: it is read into memory when the port is opened (regular files
+ * of at most REPLAY_MAX bytes), so that no worker ever waits for a disk, and pcap_file.c checks
+ * every length. Written frames go into a ring of bytes; a thread of the port's own moves them to
+ * the file, because a write to a disk can take seconds. It writes whole blocks or takes a partial
+ * one back, so the file stays readable; what it could not write is counted as DROP_TX_ERROR by the
+ * worker. rx, complete, arm, tx, tx_notify: workers.
  *
- * Replay begins when the port is connected, up and has rules. Its end is no fault: the link stays, port_state.connected becomes 0.
+ * Replay begins when the port is connected, up and has rules. Its end is no fault: the link stays,
+ * port_state.connected becomes 0.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

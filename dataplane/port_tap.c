@@ -1,8 +1,11 @@
-/* Ports to the host's own network stack: tap devices, opened by vswitchd and given as descriptors, one for each queue.
+/* Ports to the host's own network stack: tap devices, opened by vswitchd and given as descriptors,
+ * one for each queue.
  *
- * Frames come from the kernel, written by whoever may send on the interface: strangers' bytes with a vnet header that offload_check()
- * judges. The port makes no interface and sets no address; it needs no privilege. rx, complete, arm and tx: workers. Descriptors do not
- * block. What a frame carries in offloads goes through as it is: 64 KiB segments and partial checksums cost one read and one write.
+ * Frames come from the kernel, written by whoever may send on the interface: strangers' bytes with
+ * a vnet header that offload_check() judges. The port makes no interface and sets no address; it
+ * needs no privilege. rx, complete, arm and tx: workers. Descriptors do not block. What a frame
+ * carries in offloads goes through as it is: 64 KiB segments and partial checksums cost one read
+ * and one write.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -32,7 +35,7 @@ struct port_tap {
 	struct port port;
 	u32 header_size;
 	int fds[PORT_QUEUES_MAX];
-	u8 *buffers[PORT_QUEUES_MAX]; /* RX_SLOTS of SLOT_SIZE; pages are there when they were used */
+	u8 *buffers[PORT_QUEUES_MAX]; /* RX_SLOTS of SLOT_SIZE, touched when first used */
 };
 
 static struct port_tap *port_tap(struct port *port)
@@ -92,8 +95,9 @@ static void tap_complete(struct rx_queue *queue)
 		queue->tail++;
 }
 
-/* Nothing to ask for: the descriptor is in the worker's epoll set, edge triggered, all the time. A frame that comes after the last empty
- * read makes an edge that no epoll_wait() has taken yet, because the worker waits only after it has read and armed. */
+/* Nothing to ask for: the descriptor is in the worker's epoll set, edge triggered, all the time.
+ * A frame that comes after the last empty read makes an edge that no epoll_wait() has taken yet,
+ * because the worker waits only after it has read and armed. */
 static bool tap_arm(struct rx_queue *queue, bool on)
 {
 	(void)queue;

@@ -1,10 +1,13 @@
-/* Messages between two processes through shared memory: one writer, one reader, a ring of bytes. See api.h.
+/* Messages between two processes through shared memory: one writer, one reader, a ring of bytes.
+ * See api.h.
  *
- * The area: two words, each in a cache line pair of its own (the writer's count of bytes ever written, the reader's of bytes ever
- * read), then at RING_HEADER the data. A message is its length in 8 bytes, then its bytes, filled up to a multiple of 8; it may wrap.
+ * The area: two words, each in a cache line pair of its own (the writer's count of bytes ever
+ * written, the reader's of bytes ever read), then at RING_HEADER the data. A message is its length
+ * in 8 bytes, then its bytes, filled up to a multiple of 8; it may wrap.
  *
- * The other side may write anything into all of it at any time: the size is kept here, not there; every position is masked by it,
- * every length is read once and checked. Nonsense gives -EBADMSG, never a look outside. Any one thread for each end. Never blocks.
+ * The other side may write anything into all of it at any time: the size is kept here, not there;
+ * every position is masked by it, every length is read once and checked. Nonsense gives -EBADMSG,
+ * never a look outside. Any one thread for each end. Never blocks.
  */
 #include <stdlib.h>
 

@@ -1,6 +1,8 @@
-/* struct virtio_net_hdr (virtio 1.2, 5.1.6) as bytes: little endian, 10 bytes, or 12 with num_buffers behind.
+/* struct virtio_net_hdr (virtio 1.2, 5.1.6) as bytes: little endian, 10 bytes, or 12 with
+ * num_buffers behind.
  *
- * Copied from a stranger before it comes here; says nothing about what it claims: see offload_check(). Any thread.
+ * Copied from a stranger before it comes here; says nothing about what it claims: see
+ * offload_check(). Any thread.
  */
 #ifndef VSWITCH_VNET_HEADER_H
 #define VSWITCH_VNET_HEADER_H

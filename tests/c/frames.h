@@ -1,4 +1,5 @@
-/* Building frames for the C tests, byte by byte, with checksums worked out the slow and obvious way. */
+/* Building frames for the C tests, byte by byte, with checksums worked out the slow and obvious
+ * way. */
 #ifndef VSWITCH_TESTS_FRAMES_H
 #define VSWITCH_TESTS_FRAMES_H
 
@@ -116,7 +117,8 @@ static inline void put_udp(struct frame *frame, u16 data)
 	put16(frame, 0);
 }
 
-/* The sum of the pseudo header of the frame's IP packet at `l3`, for `length` bytes of `protocol`. */
+/* The sum of the pseudo header of the frame's IP packet at `l3`, for `length` bytes of
+ * `protocol`. */
 static inline u16 pseudo_sum(const u8 *frame, u32 l3, u8 protocol, u32 length)
 {
 	const u8 *ip = frame + l3;

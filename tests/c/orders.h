@@ -1,4 +1,5 @@
-/* Giving orders to an engine in the test's own process, and small packets for tests that call a port's operations themselves. */
+/* Giving orders to an engine in the test's own process, and small packets for tests that call a
+ * port's operations themselves. */
 #ifndef VSWITCH_TESTS_ORDERS_H
 #define VSWITCH_TESTS_ORDERS_H
 

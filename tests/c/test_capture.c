@@ -1,4 +1,5 @@
-/* The capture ring's promises: records come whole, also across the end; a slow, dead or hostile reader costs records and nothing else. */
+/* The capture ring's promises: records come whole, also across the end; a slow, dead or hostile
+ * reader costs records and nothing else. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>

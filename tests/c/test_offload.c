@@ -1,4 +1,5 @@
-/* Offloads in software: requests that do not fit are refused, those that do become frames that any receiver takes.
+/* Offloads in software: requests that do not fit are refused, those that do become frames that any
+ * receiver takes.
  *
  * Expectations are worked out by the slow sums of frames.h, not by the code under test.
  */

@@ -1,4 +1,5 @@
-/* The parser's promises: what is there is read, what is cut short is said to be unknown, nothing beyond the end is looked at. */
+/* The parser's promises: what is there is read, what is cut short is said to be unknown, nothing
+ * beyond the end is looked at. */
 #include <stdlib.h>
 
 #include "check.h"
@@ -11,7 +12,8 @@ static struct frame frame;
 static struct packet packet;
 static struct flow_key key;
 
-/* Parses the first `length` bytes, in memory of exactly that size, so that a sanitizer sees a look beyond. */
+/* Parses the first `length` bytes, in memory of exactly that size, so that a sanitizer sees a
+ * look beyond. */
 static bool parse_part(u32 copied, u32 length, bool final)
 {
 	u8 *copy = malloc(copied ? copied : 1);
@@ -102,7 +104,8 @@ static void outermost_tag_is_in_the_key(void)
 	CHECK_EQ(packet.l3, 18);
 }
 
-/* The CFI/DEI bit lies where VLAN_PRESENT does: it must not hide the tag, nor is it part of the VID. */
+/* The CFI/DEI bit lies where VLAN_PRESENT does: it must not hide the tag, nor is it part of the
+ * VID. */
 static void drop_eligible_bit_is_not_a_vid(void)
 {
 	put_ethernet(&frame, 0x88a8);
@@ -338,7 +341,8 @@ static void tcp_header_length_outside_the_packet_hides_the_payload_only(void)
 	}
 }
 
-/* Every kind of frame, cut at every byte: the ports are either all there, or said to be unknown, or the frame is no IP frame any more. */
+/* Every kind of frame, cut at every byte: the ports are either all there, or said to be unknown,
+ * or the frame is no IP frame any more. */
 static void cut_headers_never_have_ports(void)
 {
 	static const u32 minimum[] = {34 + 20, 34 + 8, 14 + 40 + 20, 34 + 12, 34 + 4, 18 + 40 + 4};
@@ -416,7 +420,8 @@ static void half_a_tag_is_no_tag(void)
 	CHECK_EQ(key.flags, KEY_L3_UNKNOWN | KEY_L4_UNKNOWN);
 }
 
-/* The short cut and the slow way read the same: a frame and its tagged twin differ in the tag only. */
+/* The short cut and the slow way read the same: a frame and its tagged twin differ in the tag
+ * only. */
 static void short_cut_reads_what_the_slow_way_reads(void)
 {
 	struct flow_key fast;

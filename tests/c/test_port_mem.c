@@ -1,4 +1,5 @@
-/* Memory ports: what is sent comes in as sent, what is given comes out as given, and both ends have their limits. */
+/* Memory ports: what is sent comes in as sent, what is given comes out as given, and both ends
+ * have their limits. */
 #include "frames.h"
 #include "orders.h"
 #include "vnet_header.h"

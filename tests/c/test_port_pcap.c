@@ -1,4 +1,5 @@
-/* Capture files as ports: every flavour is replayed, damage ends the replay with a word, what is written can be read, a full disk costs frames only.
+/* Capture files as ports: every flavour is replayed, damage ends the replay with a word, what is
+ * written can be read, a full disk costs frames only.
  *
  * Files live in memory (memfd), so nothing is left behind.
  */

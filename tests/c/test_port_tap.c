@@ -1,5 +1,6 @@
-/* Taps against the real kernel, in a network namespace of this process's own: frames with their offloads both ways, an interface that is
- * down, one that goes away. Needs root, and is skipped (77) without.
+/* Taps against the real kernel, in a network namespace of this process's own: frames with their
+ * offloads both ways, an interface that is down, one that goes away. Needs root, and is skipped
+ * (77) without.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -170,7 +171,8 @@ static void frames_of_the_host_come_in_order(void)
 	}
 }
 
-/* A TCP segment of `data` bytes with the sum of its pseudo header, as a stack hands it to a device with TSO. */
+/* A TCP segment of `data` bytes with the sum of its pseudo header, as a stack hands it to a
+ * device with TSO. */
 static void make_tso(u16 data)
 {
 	u16 sum;

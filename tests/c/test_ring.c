@@ -1,4 +1,5 @@
-/* The byte ring's promises: messages arrive whole and in order, across the wrap and between threads; nonsense from the other side is told. */
+/* The byte ring's promises: messages arrive whole and in order, across the wrap and between
+ * threads; nonsense from the other side is told. */
 #include <pthread.h>
 #include <stdlib.h>
 
@@ -125,7 +126,8 @@ static void nonsense_of_the_reader_stops_the_writer(void)
 	}
 }
 
-/* Whatever stands in the words and the data, both ends stay inside the ring (a sanitizer watches). */
+/* Whatever stands in the words and the data, both ends stay inside the ring (a sanitizer
+ * watches). */
 static void random_memory_is_survived(void)
 {
 	u8 message[DATA], seen[DATA];

@@ -1,7 +1,9 @@
-/* Fuzz target: any bytes as a frame with any vnet header, through the parser, the offload check and the software offloads.
+/* Fuzz target: any bytes as a frame with any vnet header, through the parser, the offload check and
+ * the software offloads.
  *
- * Holds: no look outside the copy; offsets inside the frame and in order; a second parse with more bytes agrees with what the first knew;
- * segmentation gives back all the payload. Input: 10 bytes of vnet header, 1 byte of how much is copied at first, the frame.
+ * Holds: no look outside the copy; offsets inside the frame and in order; a second parse with more
+ * bytes agrees with what the first knew; segmentation gives back all the payload. Input: 10 bytes
+ * of vnet header, 1 byte of how much is copied at first, the frame.
  */
 #include <stdlib.h>
 
