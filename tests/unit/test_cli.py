@@ -99,8 +99,8 @@ CHANGE = Change(
     when="2026-11-24T21:00:00Z",
     who=Who(uid=0, pid=9, name="root"),
     what="port web/eth0",
-    before={"vlan": "untagged"},
-    after={"vlan": "access 100"},
+    before={"ports 1": {"mtu": 9000, "vlan": {"mode": "untagged"}}},
+    after={"ports 1": {"mtu": 9000, "vlan": {"mode": "access", "vid": 100}}},
 )
 WORKER = WorkerStatus(
     cpu=None,
@@ -116,7 +116,7 @@ WORKER = WorkerStatus(
 )
 STATUS = Status(
     version="0.1.0",
-    pid=1,
+    pid=4194303,  # nobody's
     uptime_s=61.0,
     socket="/s",
     state_dir="/d",
@@ -190,7 +190,7 @@ READS: list[tuple[str, dict[str, object], object, list[str]]] = [
         "changes",
         {"GET /v1/changes": [CHANGE]},
         [CHANGE],
-        ["root", "port web/eth0", "vlan=untagged → access 100"],
+        ["root", "port web/eth0", "vlan: untagged → access 100\n"],
     ),
 ]
 
@@ -425,6 +425,15 @@ CHANGES = [
 ]
 
 
+def _only_given(body: Any, given: Any) -> Any:
+    """`body` without the fields that `given` does not have."""
+    if isinstance(body, dict) and isinstance(given, dict):
+        return {key: _only_given(value, given[key]) for key, value in body.items() if key in given}
+    if isinstance(body, list) and isinstance(given, list):
+        return [_only_given(value, other) for value, other in zip(body, given, strict=True)]
+    return body
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=[change.line for change in CHANGES])
 def test_a_change_is_one_request_with_just_what_was_given(
     daemon: FakeDaemon, capsys: Capture, change: Changing
@@ -433,7 +442,9 @@ def test_a_change_is_one_request_with_just_what_was_given(
     called(change.line)
     [request] = daemon.requests
     assert f"{request.method} {request.path}" == change.request
-    assert request.body == change.body
+    # A new thing's defaults may be sent or not; a change must not touch what was not given.
+    given = _only_given(request.body, change.body) if request.method == "POST" else request.body
+    assert given == change.body
     assert request.query == change.query
     written = capsys.readouterr().out
     assert written.count("\n") == 1, "one sentence says what was done"
@@ -495,22 +506,43 @@ def test_up_says_whether_it_started_the_daemon(
 
 
 def test_down_refused_while_vms_run_names_the_way_out(daemon: FakeDaemon, capsys: Capture) -> None:
+    daemon.answers("GET /v1/status", STATUS)
     daemon.answers("POST /v1/stop", errors.ConflictError("VM web runs", "stop it, or vswitch down --force"))
     called("down", code=2)
     assert capsys.readouterr().err == "error: VM web runs.\ntry: stop it, or vswitch down --force\n"
 
 
-def test_down_waits_until_the_daemon_is_gone(daemon: FakeDaemon, capsys: Capture) -> None:
+def test_down_stops_vms_only_with_force(daemon: FakeDaemon, capsys: Capture) -> None:
+    daemon.answers("GET /v1/status", STATUS)
     daemon.answers("POST /v1/stop", {})
-    daemon.answers("GET /v1/status", errors.UnavailableError("it stops"))
+    called("down")
+    assert daemon.last.query == {"force": ["false"]}
     called("down --force")
-    assert daemon.requests[0].query == {"force": ["true"]}
-    assert capsys.readouterr().out == "vswitchd is down; settings are kept.\n"
+    assert daemon.last.query == {"force": ["true"]}
+    assert capsys.readouterr().out == 2 * "vswitchd is down; settings are kept.\n"
 
 
 def test_down_without_a_daemon_is_done_already(tmp_path: Path, capsys: Capture) -> None:
     called(f"down --socket {tmp_path}/none.sock")
     assert "nothing to stop" in capsys.readouterr().out
+
+
+def test_down_after_a_crash_starts_the_daemon_to_clean_up(
+    daemon: FakeDaemon, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.answers("GET /v1/status", errors.UnavailableError("nobody listens"))
+    daemon.answers("POST /v1/stop", {})
+    asked: list[object] = []
+
+    def launch(*arguments: object) -> tuple[Status, bool]:
+        asked.extend(arguments)
+        daemon.answers("GET /v1/status", STATUS)
+        return STATUS, True
+
+    monkeypatch.setattr("vswitch.cli.daemon.launch", launch)
+    called("down --state /d --json")
+    assert printed(capsys) == {"stopped": True}
+    assert asked == [Path("/d"), None]
 
 
 # ---- mistakes: one sentence, a way out, exit code 2 ----

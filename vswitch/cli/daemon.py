@@ -1,6 +1,5 @@
 """`vswitch up`, `down` and `status`: the daemon."""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +8,8 @@ import typer
 from vswitch import errors
 from vswitch.cli.output import Column, duration, size
 from vswitch.cli.session import Session, command
-from vswitch.client import Client
 from vswitch.launch import up as launch
 from vswitch.model import Status
-
-_DOWN_S = 30.0
-_POLL_S = 0.05
 
 StateOption = Annotated[
     Path | None,
@@ -50,21 +45,18 @@ def register(app: typer.Typer) -> None:
             )
 
     @command(app, "down", examples=["sudo vswitch down", "sudo vswitch down --force"])
-    def down(session: Session, force: ForceOption = False) -> None:
+    def down(session: Session, force: ForceOption = False, state: StateOption = None) -> None:
         """Stop vswitchd and the data plane, and remove their taps and sockets; settings stay.
 
-        While VMs run it is refused: they would lose their network. --force stops them first.
+        While VMs run it is refused: they would lose their network. --force stops them first. After a
+        crash, vswitchd is started once more to clean up what it left.
         """
-        try:
-            with session.out.progress("Stopping vswitchd …"):
-                session.client.stop(force)
-                _wait_until_gone(session.client)
-        except errors.UnavailableError as error:
-            if session.client.socket.exists():
-                raise
-            session.out.done({"stopped": False}, f"There is nothing to stop: {error.sentence}.")
-            return
-        session.out.done({"stopped": True}, "vswitchd is down; settings are kept.")
+        with session.out.progress("Stopping vswitchd …"):
+            stopped = _stop(session, force, state)
+        words = (
+            "vswitchd is down; settings are kept." if stopped else "vswitchd does not run: nothing to stop."
+        )
+        session.out.done({"stopped": stopped}, words)
 
     @command(app, "status", examples=["vswitch status", "vswitch status --json"])
     def status(session: Session) -> None:
@@ -73,17 +65,18 @@ def register(app: typer.Typer) -> None:
         session.out.show(now, lambda: _render(session, now))
 
 
-def _wait_until_gone(client: Client) -> None:
-    deadline = time.monotonic() + _DOWN_S
-    while time.monotonic() < deadline:
-        try:
-            client.status()
-        except errors.UnavailableError:
-            return
-        time.sleep(_POLL_S)
-    raise errors.UnavailableError(
-        f"vswitchd said that it stops, but still answers after {_DOWN_S:.0f} s", "look at its log"
-    )
+def _stop(session: Session, force: bool, state: Path | None) -> bool:
+    """Stops all of it; False when there was nothing."""
+    client = session.client
+    try:
+        client.stop(force)
+    except errors.UnavailableError:
+        if not client.socket.exists():
+            return False
+        # Killed, it removed nothing: only a daemon knows what is to be removed, and which VMs run.
+        launch(state, session.socket)
+        client.stop(force)
+    return True
 
 
 def _render(session: Session, status: Status) -> None:

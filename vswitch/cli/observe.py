@@ -10,7 +10,7 @@ import typer
 from vswitch import errors
 from vswitch.cli import capture as capturing
 from vswitch.cli.completion import PortArgument, port_names
-from vswitch.cli.output import Column, plain
+from vswitch.cli.output import Column
 from vswitch.cli.session import Session, command
 from vswitch.doctor import examine
 from vswitch.model import Change, DropCount
@@ -164,9 +164,18 @@ def _render_watch(session: Session, counts: Sequence[DropCount], before: dict[tu
 
 
 def _difference(change: Change) -> str:
-    keys = dict.fromkeys([*change.before, *change.after])
+    """The settings that differ, of things that were there before and after; WHAT says it of the others."""
     words = []
-    for key in keys:
-        old, new = change.before.get(key), change.after.get(key)
-        words.append(f"{key}={new}" if old is None else f"{key}={old} → {new}")
-    return plain(", ".join(words))
+    for thing, old in change.before.items():
+        new = change.after.get(thing)
+        if isinstance(old, dict) and isinstance(new, dict):
+            fields = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+            words += [f"{key}: {_value(old.get(key))} → {_value(new.get(key))}" for key in fields]
+    return ", ".join(words)
+
+
+def _value(value: object) -> str:
+    """A setting in a few words: `{'mode': 'access', 'vid': 5}` as `access 5`."""
+    if isinstance(value, dict):
+        return " ".join(str(part) for part in value.values() if part is not None)
+    return "-" if value is None else str(value)

@@ -130,7 +130,7 @@ class Output:
             table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
         for row in rows:
             table.add_row(*(_cell(value) for value in row))
-        self._out.print(table)
+        self._print(table)
 
     def fields(self, rows: Sequence[tuple[str, object]]) -> None:
         """A thing's properties, one a line."""
@@ -139,7 +139,14 @@ class Output:
         table.add_column(overflow="fold")
         for name, value in rows:
             table.add_row(name, _cell(value))
-        self._out.print(table)
+        self._print(table)
+
+    def _print(self, table: Table) -> None:
+        with self._out.capture() as captured:
+            self._out.print(table)
+        # Tables are padded to their width; whoever copies a line does not want that.
+        for line in captured.get().splitlines():
+            print(line.rstrip(), file=self._out.file)
 
     def clear(self) -> None:
         """Empties the screen before a table that is shown again and again; nothing on a pipe."""
