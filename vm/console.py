@@ -20,7 +20,8 @@ from vm.errors import ConsoleError, ConsoleTimeoutError
 
 _LINE_MAX = 3500  # a terminal takes lines of 4096 bytes
 _OUTPUT_MAX = 4 << 20
-_SYNC_EVERY_S = 0.25
+_SYNC_FIRST_S = 0.25
+_SYNC_MAX_S = 1.0
 _CTRL_C = b"\x03"
 
 
@@ -161,17 +162,25 @@ class GuestConsole:
             self._buffer = b""
 
     async def _synchronise(self) -> None:
-        """Asks until the shell answers. Ctrl-C first: it clears a half-typed line and ends what runs."""
+        """Asks until the shell answers. Ctrl-C first: it clears a half-typed line and ends what runs.
+
+        Returns at the answer to the last question: no Ctrl-C of ours is on its way to a slow guest then.
+        """
         identity = secrets.token_hex(4)
-        answer = re.compile(b"\x1e" + identity.encode() + rb"> \d{1,3}\x1e")
+        answer = re.compile(b"\x1e" + identity.encode() + rb"-(\d+)> \d{1,3}\x1e")
+        asked = 0
+        wait_s = _SYNC_FIRST_S
         while True:
-            await self._send(_CTRL_C + b"\n" + _framed("", identity))
-            try:
-                async with asyncio.timeout(_SYNC_EVERY_S):
-                    await self._until(answer)
-                    return
-            except TimeoutError:
-                continue
+            asked += 1
+            await self._send(_CTRL_C + b"\n" + _framed("", f"{identity}-{asked}"))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s) as patience:
+                    while True:
+                        _, found = await self._until(answer)
+                        if int(found[1]) == asked:
+                            return
+                        patience.reschedule(None)  # it lives, and will come to the last question
+            wait_s = min(2 * wait_s, _SYNC_MAX_S)
 
     async def _send(self, data: bytes) -> None:
         try:

@@ -30,7 +30,7 @@ BUSYBOX_PACKAGE = "busybox-static"
 
 MODULES = (
     # In the order in which they load; Debian's package has no modules.dep before it is installed.
-    *("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_mmio"),
+    *("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci"),
     *("failover", "net_failover", "virtio_net"),
     *("llc", "stp", "mrp", "garp", "8021q"),
     *("evdev", "button"),  # the power button

@@ -245,7 +245,7 @@ class Machine:
 
         Raises:
             NotRunningError: the machine does not run.
-            LaunchError: a microvm, no free slot, or a name that is taken.
+            LaunchError: no free slot, or a name that is taken.
             QmpCommandError: nothing connected in time, or QEMU refused; nothing is left of the NIC then.
         """
         monitor = self._running_monitor()
@@ -257,9 +257,9 @@ class Machine:
             await monitor.execute("chardev-add", {"id": f"{nic.name}-socket", "backend": backend})
             done.append(("chardev-remove", f"{nic.name}-socket"))
             await self._wait_for_peer(monitor, f"{nic.name}-socket", timeout_s)
-            await monitor.execute("netdev_add", netdev_options(nic, nic.name))
+            await monitor.execute("netdev_add", netdev_options(nic))
             done.append(("netdev_del", nic.name))
-            device = device_options(nic, nic.name, f"slot{slot}", self._host.accelerator.name)
+            device = device_options(nic, slot, self._host.accelerator.name)
             await monitor.execute("device_add", device)
         except QmpCommandError:
             for command, identity in reversed(done):
@@ -416,7 +416,7 @@ class Machine:
         if self._stop_way is not None:
             words = {
                 StopWay.GUEST: "The guest shut down when asked.",
-                StopWay.QUIT: "The guest did not shut down in time; QEMU was told to quit.",
+                StopWay.QUIT: "QEMU was told to quit: the guest was not asked, or did not shut down in time.",
                 StopWay.TERMINATED: "QEMU did not answer and was terminated.",
                 StopWay.KILLED: "QEMU did not answer and was killed.",
             }
@@ -484,8 +484,6 @@ class Machine:
             ) from None
 
     def _free_slot(self, nic: NicSpec) -> int:
-        if self.spec.machine != "q35":
-            raise LaunchError(f"VM {self.spec.name} is a microvm: its NICs are fixed.", "Use a q35 machine.")
         if nic.name in self._slots:
             raise LaunchError(f"VM {self.spec.name} has a NIC {nic.name} already.")
         free = sorted(set(range(self._slot_count)) - set(self._slots.values()))

@@ -112,9 +112,9 @@ def qemu_argv(
     for index, disk in enumerate(spec.disks):
         argv += _disk(index, disk)
     for index, nic in enumerate(spec.nics):
-        argv += _slot(spec, f"slot{index}", index) + _nic(spec, index, nic, accelerator)
+        argv += _slot(index) + _nic(index, nic, accelerator)
     for index in range(len(spec.nics), len(spec.nics) + SPARE_NIC_SLOTS):
-        argv += _slot(spec, f"slot{index}", index)
+        argv += _slot(index)
     return argv
 
 
@@ -172,9 +172,9 @@ def _sandbox() -> str:
 
 
 def _processor_and_memory(spec: VmSpec, accelerator: Literal["kvm", "tcg"]) -> list[str]:
-    machine = f"{spec.machine},memory-backend=mem0,dump-guest-core=off"
+    machine = "q35,memory-backend=mem0,dump-guest-core=off"
     # Parts of a PC that no guest of ours looks at cost time at its boot.
-    machine += ",smbus=off,sata=off,hpet=off,vmport=off" if spec.machine == "q35" else ",isa-serial=on"
+    machine += ",smbus=off,sata=off,hpet=off,vmport=off"
     argv = ["-machine", machine]
     argv += ["-accel", "kvm", "-cpu", "host"] if accelerator == "kvm" else []
     argv += ["-accel", "tcg,thread=multi", "-cpu", "qemu64"] if accelerator == "tcg" else []
@@ -208,34 +208,33 @@ def _disk(index: int, disk: DiskSpec) -> list[str]:
     ]
 
 
-def _slot(spec: VmSpec, name: str, index: int) -> list[str]:
-    """A PCI Express port of its own: only what sits in one can be plugged out."""
-    if spec.machine != "q35":
-        return []
+def _slot(index: int) -> list[str]:
+    """A PCI Express port: only what sits in one of its own can be plugged out."""
+    name = slot_name(index)
     return ["-device", f"pcie-root-port,id={name},chassis={index + 1},slot={index + 1}"]
 
 
-def netdev_options(nic: NicSpec, name: str) -> dict[str, object]:
+def netdev_options(nic: NicSpec) -> dict[str, object]:
     """The NIC's back end, as QMP's netdev_add takes it."""
-    return {"type": "vhost-user", "id": name, "chardev": f"{name}-socket", "queues": nic.queues}
+    return {"type": "vhost-user", "id": nic.name, "chardev": f"{nic.name}-socket", "queues": nic.queues}
 
 
-def device_options(
-    nic: NicSpec, name: str, slot: str | None, accelerator: Literal["kvm", "tcg"]
-) -> dict[str, object]:
+def slot_name(index: int) -> str:
+    """QEMU's id of a PCI Express port."""
+    return f"slot{index}"
+
+
+def device_options(nic: NicSpec, slot: int, accelerator: Literal["kvm", "tcg"]) -> dict[str, object]:
     """The NIC itself, as QMP's device_add takes it.
 
     Args:
         nic: the NIC.
-        name: its id in QEMU; its netdev has the same.
-        slot: the PCI Express port it sits in; None on a microvm.
+        slot: the number of the PCI Express port it sits in.
         accelerator: how the guest runs.
     """
-    options: dict[str, object] = {"driver": "virtio-net-pci" if slot is not None else "virtio-net-device"}
-    options |= {"id": f"{name}-device", "netdev": name, "mac": nic.mac}
-    if slot is not None:
-        options |= {"bus": slot, "romfile": ""}
-        options |= {"vectors": _vectors(nic.queues, accelerator)}
+    options: dict[str, object] = {"driver": "virtio-net-pci", "id": f"{nic.name}-device", "netdev": nic.name}
+    options |= {"mac": nic.mac, "bus": slot_name(slot), "romfile": ""}
+    options |= {"vectors": _vectors(nic.queues, accelerator)}
     if nic.queues > 1:
         options["mq"] = True
     if nic.mtu is not None:
@@ -254,13 +253,11 @@ def _vectors(queues: int, accelerator: Literal["kvm", "tcg"]) -> int:
     return 2 * queues + 2 if accelerator == "kvm" else 0
 
 
-def _nic(spec: VmSpec, index: int, nic: NicSpec, accelerator: Literal["kvm", "tcg"]) -> list[str]:
-    name = nic.name
-    slot = f"slot{index}" if spec.machine == "q35" else None
+def _nic(index: int, nic: NicSpec, accelerator: Literal["kvm", "tcg"]) -> list[str]:
     return [
-        *("-chardev", f"socket,id={name}-socket,path={_escaped(nic.socket_path)},server=on,wait=off"),
-        *("-netdev", _joined(netdev_options(nic, name), "type")),
-        *("-device", _joined(device_options(nic, name, slot, accelerator), "driver")),
+        *("-chardev", f"socket,id={nic.name}-socket,path={_escaped(nic.socket_path)},server=on,wait=off"),
+        *("-netdev", _joined(netdev_options(nic), "type")),
+        *("-device", _joined(device_options(nic, index, accelerator), "driver")),
     ]
 
 

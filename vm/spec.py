@@ -82,8 +82,6 @@ class VmSpec(_Model):
         name: unique on the host.
         memory_bytes: whole MiB.
         cpus: virtual processors.
-        machine: "q35" (PCI Express: NICs can be plugged in and out while it runs) or "microvm" (fewer devices
-            to find, no disks, one queue pair a NIC).
         kernel: a Linux kernel to boot directly; None boots from the first disk.
         initrd: the kernel's initramfs.
         command_line: the kernel's arguments.
@@ -94,7 +92,6 @@ class VmSpec(_Model):
     name: VmName
     memory_bytes: int = Field(default=256 << 20, ge=MEMORY_MIN_BYTES, le=1 << 44, multiple_of=1 << 20)
     cpus: int = Field(default=1, ge=1, le=64)
-    machine: Literal["q35", "microvm"] = "q35"
     kernel: Path | None = None
     initrd: Path | None = None
     command_line: str = Field(default="", max_length=2047)
@@ -124,13 +121,4 @@ class VmSpec(_Model):
             double = {value for value in values if values.count(value) > 1}
             if double:
                 raise ValueError(f"VM {self.name} has two NICs with the {what} {sorted(double)[0]}")
-        return self
-
-    @model_validator(mode="after")
-    def _fits_machine(self) -> Self:
-        if self.machine == "microvm":
-            if self.kernel is None or self.disks:
-                raise ValueError(f"VM {self.name}: a microvm boots a kernel directly and has no disks")
-            if any(nic.queues > 1 for nic in self.nics):
-                raise ValueError(f"VM {self.name}: a microvm's NICs have one queue pair; use q35")
         return self

@@ -257,20 +257,3 @@ def test_socket_in_use_is_refused_and_its_owner_keeps_it(
             await first.wait_running()
 
     run_and_stop(first, body)
-
-
-def test_microvm_boots_with_a_nic(guest_spec: MakeSpec, run_dir: Path, vm_host: Host) -> None:
-    spec = guest_spec("web", nics=(nic(run_dir),)).model_copy(update={"machine": "microvm"})
-    machine = Machine(spec, run_dir / "web", vm_host)
-
-    async def body() -> None:
-        await machine.start()
-        async with VhostStub(run_dir / "eth0.sock"):
-            await machine.wait_running()
-            async with await machine.console() as console:
-                await console.wait_ready(30)
-                address = await console.run("cat /sys/class/net/eth0/address")
-                assert address.output == "52:54:00:00:00:01\n"
-            assert await machine.stop() == StopWay.GUEST
-
-    run_and_stop(machine, body)

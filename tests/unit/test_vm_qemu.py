@@ -65,11 +65,6 @@ def test_emulated_guest_gets_no_msix_because_qemu_would_crash() -> None:
     assert ",vectors=0" in values(argv("tcg", nics=[nic()]), "-device")[1]
 
 
-def test_microvm_has_its_nics_on_the_memory_bus() -> None:
-    line = argv("tcg", machine="microvm", nics=[nic()])
-    assert values(line, "-device") == [f"virtio-net-device,id=eth0-device,netdev=eth0,mac={MAC}"]
-
-
 def test_disk_is_never_guessed_and_commas_in_paths_are_doubled() -> None:
     line = argv(kernel=None, initrd=None, command_line="", disks=[DiskSpec(path="/a,b.img", format="raw")])
     assert values(line, "-blockdev") == [

@@ -58,8 +58,6 @@ def test_bad_nic_is_refused(changes: dict[str, Any], words: str) -> None:
             {"nics": [nic(), nic(name="eth1", mac="52:54:00:00:00:02")]},
             "two NICs with the socket /run/v/a.sock",
         ),
-        ({"machine": "microvm", "disks": [DiskSpec(path="/d")]}, "a microvm boots a kernel directly"),
-        ({"machine": "microvm", "nics": [nic(queues=2)]}, "one queue pair; use q35"),
     ],
 )
 def test_bad_vm_is_refused(changes: dict[str, Any], words: str) -> None:
