@@ -1,7 +1,8 @@
 /* Mapping a guest's memory, and surviving that it is taken away.
  *
- * The descriptors come from a front end, a stranger: only files that live in memory are mapped (a file of a network or FUSE file system could
- * block a worker in a page fault for as long as its server likes), never beyond their end. Control thread; the signal handler on any.
+ * The descriptors come from a front end, a stranger: only files that live in memory are mapped (a
+ * file of a network or FUSE file system could block a worker in a page fault for as long as its
+ * server likes), never beyond their end. Control thread; the signal handler on any.
  */
 #define _GNU_SOURCE
 #include "guest_memory.h"
@@ -21,8 +22,9 @@
 
 __thread u64 guest_bytes_written;
 
-/* Every mapped region of the process, for the signal handler. The control thread fills a slot, `memory` last, and clears that first; only
- * threads that may touch the region can be interrupted for it, and none can any more when a slot is cleared. */
+/* Every mapped region of the process, for the signal handler. The control thread fills a slot,
+ * `memory` last, and clears that first; only threads that may touch the region can be interrupted
+ * for it, and none can any more when a slot is cleared. */
 struct mapped_range {
 	struct guest_memory *memory; /* NULL: free */
 	struct port *port;
@@ -47,7 +49,8 @@ static void on_sigbus(int signal, siginfo_t *info, void *context)
 		if (!memory || at < ranges[i].map || at >= ranges[i].map + ranges[i].map_size)
 			continue;
 		if (mmap(ranges[i].map, ranges[i].map_size, PROT_READ | PROT_WRITE,
-			 MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) == MAP_FAILED)
+			 MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+			 0) == MAP_FAILED)
 			break;
 		STORE_RELEASE(&memory->gone, 1);
 		port_fault(ranges[i].port, FAULT_MEMORY_GONE);
@@ -68,7 +71,7 @@ static void on_sigbus(int signal, siginfo_t *info, void *context)
 int guest_memory_guard(void)
 {
 	static bool installed;
-	struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
+	struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO};
 
 	if (installed)
 		return 0;
@@ -102,20 +105,24 @@ static bool overlaps(u64 a, u64 b, u64 size_a, u64 size_b)
 	return a < b + size_b && b < a + size_a;
 }
 
-static int check_spec(const struct guest_memory *memory, const struct guest_region_spec *spec, const struct stat *file)
+static int check_spec(const struct guest_memory *memory, const struct guest_region_spec *spec,
+		      const struct stat *file)
 {
-	if (!spec->size || spec->size > GUEST_ADDRESS_MAX || spec->guest_start > GUEST_ADDRESS_MAX ||
-	    spec->user_start > GUEST_ADDRESS_MAX || spec->offset > GUEST_ADDRESS_MAX)
+	if (!spec->size || spec->size > GUEST_ADDRESS_MAX ||
+	    spec->guest_start > GUEST_ADDRESS_MAX || spec->user_start > GUEST_ADDRESS_MAX ||
+	    spec->offset > GUEST_ADDRESS_MAX)
 		return -EINVAL;
 	if (!S_ISREG(file->st_mode) || spec->offset + spec->size > (u64)file->st_size)
 		return -EINVAL;
 	for (u32 i = 0; i < memory->n; i++)
-		if (overlaps(memory->regions[i].guest_start, spec->guest_start, memory->regions[i].size, spec->size))
+		if (overlaps(memory->regions[i].guest_start, spec->guest_start,
+			     memory->regions[i].size, spec->size))
 			return -EINVAL;
 	return 0;
 }
 
-static int map_region(struct guest_memory *memory, struct port *port, const struct guest_region_spec *spec)
+static int map_region(struct guest_memory *memory, struct port *port,
+		      const struct guest_region_spec *spec)
 {
 	struct guest_region *region = &memory->regions[memory->n];
 	struct statfs system;
@@ -130,18 +137,21 @@ static int map_region(struct guest_memory *memory, struct port *port, const stru
 	error = check_spec(memory, spec, &file);
 	if (error)
 		return error;
-	/* A file that cannot shrink cannot raise SIGBUS. Not every file takes seals; the handler is there for those. */
+	/* A file that cannot shrink cannot raise SIGBUS. Not every file takes seals; the handler
+	 * is there for those. */
 	(void)fcntl(spec->fd, F_ADD_SEALS, F_SEAL_SHRINK);
 	align = (u64)file.st_blksize; /* a hugetlbfs file's page size */
 	if (align < 4096 || align > MAP_ALIGN_MAX || (align & (align - 1)))
 		align = 4096;
 	skip = spec->offset & (align - 1);
 	region->map_size = (skip + spec->size + align - 1) & ~(align - 1);
-	region->map = mmap(NULL, region->map_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, spec->fd,
-			   (off_t)(spec->offset - skip));
+	region->map = mmap(NULL, region->map_size, PROT_READ | PROT_WRITE,
+			   MAP_SHARED | MAP_NORESERVE, spec->fd, (off_t)(spec->offset - skip));
 	if (region->map == MAP_FAILED)
 		return -errno;
-	error = madvise(region->map, region->map_size, MADV_DONTDUMP) ? -errno : enter_range(memory, port, region);
+	error = madvise(region->map, region->map_size, MADV_DONTDUMP) ?
+			-errno :
+			enter_range(memory, port, region);
 	if (error) {
 		munmap(region->map, region->map_size);
 		return error;
@@ -154,7 +164,8 @@ static int map_region(struct guest_memory *memory, struct port *port, const stru
 	return 0;
 }
 
-int guest_memory_map(struct guest_memory *memory, struct port *port, const struct guest_region_spec *specs, u32 n)
+int guest_memory_map(struct guest_memory *memory, struct port *port,
+		     const struct guest_region_spec *specs, u32 n)
 {
 	memset(memory, 0, sizeof(*memory));
 	if (!n || n > GUEST_REGIONS_MAX)
@@ -194,7 +205,8 @@ void *guest_memory_user(const struct guest_memory *memory, u64 user, u64 length,
 	return NULL;
 }
 
-u8 *guest_memory_find(const struct guest_memory *memory, const struct guest_region **last, u64 address, u32 length)
+u8 *guest_memory_find(const struct guest_memory *memory, const struct guest_region **last,
+		      u64 address, u32 length)
 {
 	for (u32 i = 0; i < memory->n; i++) {
 		u8 *data = guest_region_at(&memory->regions[i], address, length);

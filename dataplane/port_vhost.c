@@ -1,8 +1,11 @@
-/* The port of a VM: a vhost-user back end. Connects or accepts, starts and stops rings, and is the engine's way to them.
+/* The port of a VM: a vhost-user back end. Connects or accepts, starts and stops rings, and is the
+ * engine's way to them.
  *
- * rx, complete, arm, tx, prepare and the notifications run on workers, and reach a ring only through running[], loaded once per call. All else
- * is the control thread's: it publishes a ring there, and takes it back with rcu_synchronize() before anything of it changes. What the front
- * end and the guest say is checked in vhost_user.c and virtqueue*.c. Never blocks on the other side.
+ * rx, complete, arm, tx, prepare and the notifications run on workers, and reach a ring only
+ * through running[], loaded once per call. All else is the control thread's: it publishes a ring
+ * there, and takes it back with rcu_synchronize() before anything of it changes. What the front
+ * end and the guest say is checked in vhost_user.c and virtqueue*.c. Never blocks on the other
+ * side.
  */
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -41,10 +44,12 @@ static void vhost_complete(struct rx_queue *queue)
 	struct vring *ring = rx_ring(queue);
 	u32 n = 0;
 
-	/* A stopped ring's slots are the control thread's, which gives them back and forgets them. */
+	/* A stopped ring's slots are the control thread's, which gives them back and forgets them.
+	 */
 	if (!ring)
 		return;
-	while (queue->tail + n != queue->head && queue->slots[(queue->tail + n) & (RX_SLOTS - 1)].done)
+	while (queue->tail + n != queue->head &&
+	       queue->slots[(queue->tail + n) & (RX_SLOTS - 1)].done)
 		n++;
 	vring_complete(ring, n);
 	queue->tail += n;
@@ -114,7 +119,8 @@ static u32 offloads_of(u64 features)
 		offloads |= PORT_OFFLOAD_TSO6;
 	if (features & FEATURE(VIRTIO_NET_F_GUEST_ECN))
 		offloads |= PORT_OFFLOAD_ECN;
-	if ((features & FEATURE(VIRTIO_NET_F_GUEST_USO4)) && (features & FEATURE(VIRTIO_NET_F_GUEST_USO6)))
+	if ((features & FEATURE(VIRTIO_NET_F_GUEST_USO4)) &&
+	    (features & FEATURE(VIRTIO_NET_F_GUEST_USO6)))
 		offloads |= PORT_OFFLOAD_USO;
 	return offloads;
 }
@@ -145,7 +151,8 @@ void vhost_ring_stop(struct vhost_port *vhost, u32 index)
 	if (index % 2) {
 		rx_queue_set_event(queue, -1);
 		rx_queue_reset(queue);
-		/* Parked frames were dropped: their buffers go back like the others', and the ring goes on behind them. */
+		/* Parked frames were dropped: their buffers go back like the others', and the ring
+		 * goes on behind them. */
 		vring_complete(ring, ring->taken - ring->returned);
 	}
 	FULL_BARRIER();
@@ -160,9 +167,10 @@ void vhost_rings_stop(struct vhost_port *vhost)
 		vhost_ring_stop(vhost, i);
 }
 
-/* A packed ring shows nowhere how far it was used, and the front end learns it only from GET_VRING_BASE. When the connection breaks instead, we keep
- * it, and leave it as a mark in the words that the driver ignores while notifications are plainly enabled: a ring that was set up anew
- * meanwhile does not have it. */
+/* A packed ring shows nowhere how far it was used, and the front end learns it only from
+ * GET_VRING_BASE. When the connection breaks instead, we keep it, and leave it as a mark in the
+ * words that the driver ignores while notifications are plainly enabled: a ring that was set up
+ * anew meanwhile does not have it. */
 static void remember_place(struct vhost_port *vhost, u32 index)
 {
 	struct vring *ring = vhost->running[index];
@@ -171,10 +179,10 @@ static void remember_place(struct vhost_port *vhost, u32 index)
 	if (!ring || ring->kind != RING_PACKED)
 		return;
 	vhost_ring_stop(vhost, index);
-	*place = (struct vhost_place){ .valid = true,
-				       .size = ring->size,
-				       .desc = vhost->session.rings[index].desc,
-				       .position = (u16)vring_base(ring) };
+	*place = (struct vhost_place){.valid = true,
+				      .size = ring->size,
+				      .desc = vhost->session.rings[index].desc,
+				      .position = (u16)vring_base(ring)};
 	WRITE_ONCE(ring->device_event->off_wrap, place->position);
 	WRITE_ONCE(ring->device_event->flags, 0);
 }
@@ -183,9 +191,10 @@ static u32 base_of(struct vhost_port *vhost, u32 index)
 {
 	const struct vhost_ring_setup *setup = &vhost->session.rings[index];
 	struct vhost_place *place = &vhost->places[index];
-	const struct packed_event *device = guest_memory_user(&vhost->session.memory, setup->device, sizeof(*device), 4);
-	bool same = place->valid && (vhost->session.features & FEATURE(VIRTIO_F_RING_PACKED)) && device &&
-		    place->size == setup->size && place->desc == setup->desc &&
+	const struct packed_event *device =
+		guest_memory_user(&vhost->session.memory, setup->device, sizeof(*device), 4);
+	bool same = place->valid && (vhost->session.features & FEATURE(VIRTIO_F_RING_PACKED)) &&
+		    device && place->size == setup->size && place->desc == setup->desc &&
 		    READ_ONCE(device->off_wrap) == place->position;
 
 	place->valid = false;
@@ -206,20 +215,21 @@ int vhost_ring_start(struct vhost_port *vhost, u32 index)
 	struct vhost_session *session = &vhost->session;
 	struct vhost_ring_setup *setup = &session->rings[index];
 	struct port *port = &vhost->port;
-	struct vring_config config = { .port = port,
-				       .memory = &session->memory,
-				       .features = session->features,
-				       .desc = setup->desc,
-				       .driver = setup->driver,
-				       .device = setup->device,
-				       .size = setup->size,
-				       .is_rx = index % 2,
-				       .kick_fd = setup->kick_fd,
-				       .call_fd = setup->call_fd };
+	struct vring_config config = {.port = port,
+				      .memory = &session->memory,
+				      .features = session->features,
+				      .desc = setup->desc,
+				      .driver = setup->driver,
+				      .device = setup->device,
+				      .size = setup->size,
+				      .is_rx = index % 2,
+				      .polled = setup->kick_fd < 0,
+				      .call_fd = setup->call_fd};
 	int error;
 
-	if (vhost->running[index] || !setup->size || !setup->has_address || !setup->has_kick || !setup->enabled ||
-	    !session->features_set || !session->memory.n || LOAD_ACQUIRE(&session->memory.gone))
+	if (vhost->running[index] || !setup->size || !setup->has_address || !setup->has_kick ||
+	    !setup->enabled || !session->features_set || !session->memory.n ||
+	    LOAD_ACQUIRE(&session->memory.gone))
 		return 0;
 	if (LOAD_ACQUIRE(&port->fault) && !vhost->fault_handled)
 		return 0; /* on its way to port_vhost_stop() */
@@ -259,7 +269,8 @@ void vhost_ring_set_call(struct vhost_port *vhost, u32 index, int fd)
 	signal_fd(fd); /* what the old one was told may not have been looked at */
 }
 
-/* All rings end until the front end starts them anew: the driver resets its device, or the connection begins again. */
+/* All rings end until the front end starts them anew: the driver resets its device, or the
+ * connection begins again. */
 void port_vhost_stop(struct port *port)
 {
 	struct vhost_port *vhost = vhost_port(port);
@@ -295,8 +306,9 @@ static void retry_later(struct vhost_port *vhost)
 /* A unix socket connects at once or not at all; EAGAIN is a full backlog. */
 static int connect_to(const struct vhost_port *vhost)
 {
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	socklen_t length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + vhost->address_length);
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	socklen_t length =
+		(socklen_t)(offsetof(struct sockaddr_un, sun_path) + vhost->address_length);
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
 	if (fd < 0)
@@ -345,8 +357,8 @@ static bool peer_has_left(int fd)
 	return recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
 }
 
-/* A second front end while one is there is turned away: the kernel tells at once when a peer is gone, so the first one is alive, and a VM is not to
- * lose its port to somebody else's mistake. */
+/* A second front end while one is there is turned away: the kernel tells at once when a peer is
+ * gone, so the first one is alive, and a VM is not to lose its port to somebody else's mistake. */
 static void connection_waits(struct watch *watch, u32 events)
 {
 	struct vhost_port *vhost = CONTAINER_OF(watch, struct vhost_port, listen_watch);
@@ -414,7 +426,8 @@ static int check_order(const struct order_port_add *order, u32 n_fds)
 
 	if (n_fds != (listens ? 1 : 0) || !order->queues || order->queues > PORT_QUEUES_MAX)
 		return -EINVAL;
-	if (!listens && (!order->address_length || order->address_length >= sizeof(((struct sockaddr_un *)0)->sun_path)))
+	if (!listens && (!order->address_length ||
+			 order->address_length >= sizeof(((struct sockaddr_un *)0)->sun_path)))
 		return -EINVAL;
 	return guest_memory_guard();
 }
@@ -432,8 +445,8 @@ static int open_queues(struct port *port, u32 n)
 	return 0;
 }
 
-int port_vhost_open(struct dataplane *dataplane, const struct order_port_add *order, const int *fds, u32 n_fds,
-		    struct port **out)
+int port_vhost_open(struct dataplane *dataplane, const struct order_port_add *order, const int *fds,
+		    u32 n_fds, struct port **out)
 {
 	int error = check_order(order, n_fds);
 	size_t size = (sizeof(struct vhost_port) + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
@@ -451,7 +464,7 @@ int port_vhost_open(struct dataplane *dataplane, const struct order_port_add *or
 	vhost->port.n_tx = 1;
 	vhost->retry.fire = retry_due;
 	vhost->listen_fd = n_fds ? fds[0] : -1;
-	vhost->listen_watch = (struct watch){ .fd = vhost->listen_fd, .ready = connection_waits };
+	vhost->listen_watch = (struct watch){.fd = vhost->listen_fd, .ready = connection_waits};
 	vhost->address_length = order->address_length;
 	memcpy(vhost->address, order->address, sizeof(vhost->address));
 	vhost_user_init(&vhost->session);

@@ -1,7 +1,8 @@
-/* The vhost-user protocol: receives messages, checks them, carries them out. See vhost_user.h for the contract.
+/* The vhost-user protocol: receives messages, checks them, carries them out. See vhost_user.h for
+ * the contract.
  *
- * Reads a front end's messages and descriptors: strangers'. Control thread. Never blocks, never touches a frame. Layouts and rules: QEMU's
- * docs/interop/vhost-user.rst.
+ * Reads a front end's messages and descriptors: strangers'. Control thread. Never blocks, never
+ * touches a frame. Layouts and rules: QEMU's docs/interop/vhost-user.rst.
  */
 #define _GNU_SOURCE
 #include "vhost_user.h"
@@ -20,8 +21,8 @@
 #define RING_NO_FD 0x100u
 #define MESSAGES_A_TURN 16 /* of one session, before others get theirs */
 #define REPLY_MAX (sizeof(struct vhost_user_header) + sizeof(u64))
-#define PROTOCOL_FEATURES                                                                          \
-	(FEATURE(VHOST_USER_PROTOCOL_F_MQ) | FEATURE(VHOST_USER_PROTOCOL_F_RARP) |                 \
+#define PROTOCOL_FEATURES                                                          \
+	(FEATURE(VHOST_USER_PROTOCOL_F_MQ) | FEATURE(VHOST_USER_PROTOCOL_F_RARP) | \
 	 FEATURE(VHOST_USER_PROTOCOL_F_REPLY_ACK) | FEATURE(VHOST_USER_PROTOCOL_F_NET_MTU))
 #define MTU_MIN 68
 #define MTU_MAX 65535
@@ -52,13 +53,16 @@ enum request {
 
 u64 vhost_user_features(void)
 {
-	return FEATURE(VIRTIO_NET_F_CSUM) | FEATURE(VIRTIO_NET_F_GUEST_CSUM) | FEATURE(VIRTIO_NET_F_MTU) |
-	       FEATURE(VIRTIO_NET_F_GUEST_TSO4) | FEATURE(VIRTIO_NET_F_GUEST_TSO6) | FEATURE(VIRTIO_NET_F_GUEST_ECN) |
-	       FEATURE(VIRTIO_NET_F_HOST_TSO4) | FEATURE(VIRTIO_NET_F_HOST_TSO6) | FEATURE(VIRTIO_NET_F_HOST_ECN) |
-	       FEATURE(VIRTIO_NET_F_MRG_RXBUF) | FEATURE(VIRTIO_NET_F_MQ) | FEATURE(VIRTIO_RING_F_INDIRECT_DESC) |
+	return FEATURE(VIRTIO_NET_F_CSUM) | FEATURE(VIRTIO_NET_F_GUEST_CSUM) |
+	       FEATURE(VIRTIO_NET_F_MTU) | FEATURE(VIRTIO_NET_F_GUEST_TSO4) |
+	       FEATURE(VIRTIO_NET_F_GUEST_TSO6) | FEATURE(VIRTIO_NET_F_GUEST_ECN) |
+	       FEATURE(VIRTIO_NET_F_HOST_TSO4) | FEATURE(VIRTIO_NET_F_HOST_TSO6) |
+	       FEATURE(VIRTIO_NET_F_HOST_ECN) | FEATURE(VIRTIO_NET_F_MRG_RXBUF) |
+	       FEATURE(VIRTIO_NET_F_MQ) | FEATURE(VIRTIO_RING_F_INDIRECT_DESC) |
 	       FEATURE(VIRTIO_RING_F_EVENT_IDX) | FEATURE(VHOST_USER_F_PROTOCOL_FEATURES) |
-	       FEATURE(VIRTIO_F_VERSION_1) | FEATURE(VIRTIO_F_RING_PACKED) | FEATURE(VIRTIO_F_IN_ORDER) |
-	       FEATURE(VIRTIO_NET_F_GUEST_USO4) | FEATURE(VIRTIO_NET_F_GUEST_USO6) | FEATURE(VIRTIO_NET_F_HOST_USO);
+	       FEATURE(VIRTIO_F_VERSION_1) | FEATURE(VIRTIO_F_RING_PACKED) |
+	       FEATURE(VIRTIO_F_IN_ORDER) | FEATURE(VIRTIO_NET_F_GUEST_USO4) |
+	       FEATURE(VIRTIO_NET_F_GUEST_USO6) | FEATURE(VIRTIO_NET_F_HOST_USO);
 }
 
 static void close_fd(int *fd)
@@ -75,15 +79,17 @@ static void close_received(struct vhost_session *session)
 	session->n_fds = 0;
 }
 
-/* Adds 0 to the counter: only an eventfd takes that, at any value, and nobody is woken who must not be. A pipe or socket could block the worker,
- * or run code of its owner's file system. O_NONBLOCK: a counter at its limit must not. */
+/* Adds 0 to the counter: only an eventfd takes that, at any value, and nobody is woken who must
+ * not be. A pipe or socket could block the worker, or run code of its owner's file system.
+ * O_NONBLOCK: a counter at its limit must not. */
 static int check_eventfd(int fd)
 {
 	u64 zero = 0;
 	struct stat file;
 	int flags = fcntl(fd, F_GETFL);
 
-	if (fstat(fd, &file) || (file.st_mode & S_IFMT) || flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK))
+	if (fstat(fd, &file) || (file.st_mode & S_IFMT) || flags < 0 ||
+	    fcntl(fd, F_SETFL, flags | O_NONBLOCK))
 		return -EINVAL;
 	return write(fd, &zero, sizeof(zero)) == sizeof(zero) ? 0 : -EINVAL;
 }
@@ -91,7 +97,8 @@ static int check_eventfd(int fd)
 /* Room for it was made sure of before the message was read. */
 static void reply(struct vhost_session *session, const void *payload, u32 size)
 {
-	struct vhost_user_header header = { session->header.request, FLAG_VERSION | FLAG_REPLY, size };
+	struct vhost_user_header header = {session->header.request, FLAG_VERSION | FLAG_REPLY,
+					   size};
 
 	assert(session->n_replies + sizeof(header) + size <= sizeof(session->replies));
 	memcpy(session->replies + session->n_replies, &header, sizeof(header));
@@ -104,7 +111,8 @@ static void reply_number(struct vhost_session *session, u64 number)
 	reply(session, &number, sizeof(number));
 }
 
-/* ---- handlers: 0 or -errno. The table below has checked size, number of descriptors and ring ---- */
+/* ---- handlers: 0 or -errno. The table below has checked size, number of descriptors and ring
+ * ---- */
 
 static int get_features(struct vhost_port *vhost)
 {
@@ -149,8 +157,9 @@ static int get_queue_num(struct vhost_port *vhost)
 	return 0;
 }
 
-/* SET_OWNER: whoever has the socket owns the session. RESET_OWNER is deprecated, and to be ignored. SEND_RARP, after a migration: nothing to tell
- * the network, a VM's MAC is fixed to its port and what is learned elsewhere is learned from the guest's own frames. */
+/* SET_OWNER: whoever has the socket owns the session. RESET_OWNER is deprecated, and to be
+ * ignored. SEND_RARP, after a migration: nothing to tell the network, a VM's MAC is fixed to its
+ * port and what is learned elsewhere is learned from the guest's own frames. */
 static int ignore(struct vhost_port *vhost)
 {
 	(void)vhost;
@@ -173,16 +182,17 @@ static int set_mem_table(struct vhost_port *vhost)
 	int error;
 
 	if (!n || n > GUEST_REGIONS_MAX || n != session->n_fds ||
-	    session->header.size < offsetof(union vhost_user_payload, memory.regions) + n * sizeof(struct vhost_user_region))
+	    session->header.size < offsetof(union vhost_user_payload, memory.regions) +
+					   n * sizeof(struct vhost_user_region))
 		return -EINVAL;
 	for (u32 i = 0; i < n; i++) {
 		const struct vhost_user_region *region = &session->payload.memory.regions[i];
 
-		specs[i] = (struct guest_region_spec){ .guest_start = region->guest_start,
-						       .size = region->size,
-						       .user_start = region->user_start,
-						       .offset = region->offset,
-						       .fd = session->fds[i] };
+		specs[i] = (struct guest_region_spec){.guest_start = region->guest_start,
+						      .size = region->size,
+						      .user_start = region->user_start,
+						      .offset = region->offset,
+						      .fd = session->fds[i]};
 	}
 	/* Rings go on where they were when the guest only got more memory. */
 	vhost_rings_stop(vhost);
@@ -222,7 +232,8 @@ static int set_vring_addr(struct vhost_port *vhost)
 	struct vhost_ring_setup *ring = ring_of(vhost);
 	u32 index = vhost->session.payload.address.index;
 
-	if (vhost->session.payload.address.flags & ~1u) /* bit 0: log writes to the used ring, of no use without a log */
+	if (vhost->session.payload.address.flags &
+	    ~1u) /* bit 0: log writes to the used ring, of no use without a log */
 		return -EINVAL;
 	vhost_ring_stop(vhost, index);
 	ring->desc = vhost->session.payload.address.desc;
@@ -235,7 +246,7 @@ static int set_vring_addr(struct vhost_port *vhost)
 static int get_vring_base(struct vhost_port *vhost)
 {
 	struct vhost_ring_setup *ring = ring_of(vhost);
-	u32 answer[2] = { vhost->session.payload.ring.index, 0 };
+	u32 answer[2] = {vhost->session.payload.ring.index, 0};
 
 	vhost_ring_stop(vhost, answer[0]);
 	/* It starts again only with a new kick descriptor. */
@@ -326,36 +337,38 @@ static int set_vring_enable(struct vhost_port *vhost)
 /* What each message must be. A request that is not here is not supported. */
 static const struct {
 	u16 size, size_max; /* of the payload; size_max 0: exactly size */
-	u8 fds;		    /* at most */
-	bool ring;	    /* the payload begins with a ring's number */
-	bool replies;	    /* has a reply of its own: no acknowledgement */
-	u8 feature;	    /* VHOST_USER_PROTOCOL_F_* that must have been agreed on, + 1 */
+	u8 fds; /* at most */
+	bool ring; /* the payload begins with a ring's number */
+	bool replies; /* has a reply of its own: no acknowledgement */
+	u8 feature; /* VHOST_USER_PROTOCOL_F_* that must have been agreed on, + 1 */
 	int (*handle)(struct vhost_port *vhost);
 } requests[REQUESTS] = {
-	[GET_FEATURES] = { .size = 0, .replies = true, .handle = get_features },
-	[SET_FEATURES] = { .size = 8, .handle = set_features },
-	[SET_OWNER] = { .size = 0, .handle = ignore },
-	[RESET_OWNER] = { .size = 0, .handle = ignore },
-	[SET_MEM_TABLE] = { .size = 40,
-			    .size_max = 8 + 32 * GUEST_REGIONS_MAX,
-			    .fds = GUEST_REGIONS_MAX,
-			    .handle = set_mem_table },
-	[SET_VRING_NUM] = { .size = 8, .ring = true, .handle = set_vring_num },
-	[SET_VRING_ADDR] = { .size = 40, .ring = true, .handle = set_vring_addr },
-	[SET_VRING_BASE] = { .size = 8, .ring = true, .handle = set_vring_base },
-	[GET_VRING_BASE] = { .size = 8, .ring = true, .replies = true, .handle = get_vring_base },
-	[SET_VRING_KICK] = { .size = 8, .fds = 1, .ring = true, .handle = set_vring_kick },
-	[SET_VRING_CALL] = { .size = 8, .fds = 1, .ring = true, .handle = set_vring_call },
-	[SET_VRING_ERR] = { .size = 8, .fds = 1, .ring = true, .handle = set_vring_err },
-	[GET_PROTOCOL_FEATURES] = { .size = 0, .replies = true, .handle = get_protocol_features },
-	[SET_PROTOCOL_FEATURES] = { .size = 8, .handle = set_protocol_features },
-	[GET_QUEUE_NUM] = { .size = 0,
-			    .replies = true,
-			    .feature = VHOST_USER_PROTOCOL_F_MQ + 1,
-			    .handle = get_queue_num },
-	[SET_VRING_ENABLE] = { .size = 8, .ring = true, .handle = set_vring_enable },
-	[SEND_RARP] = { .size = 8, .feature = VHOST_USER_PROTOCOL_F_RARP + 1, .handle = ignore },
-	[NET_SET_MTU] = { .size = 8, .feature = VHOST_USER_PROTOCOL_F_NET_MTU + 1, .handle = net_set_mtu },
+	[GET_FEATURES] = {.size = 0, .replies = true, .handle = get_features},
+	[SET_FEATURES] = {.size = 8, .handle = set_features},
+	[SET_OWNER] = {.size = 0, .handle = ignore},
+	[RESET_OWNER] = {.size = 0, .handle = ignore},
+	[SET_MEM_TABLE] = {.size = 40,
+			   .size_max = 8 + 32 * GUEST_REGIONS_MAX,
+			   .fds = GUEST_REGIONS_MAX,
+			   .handle = set_mem_table},
+	[SET_VRING_NUM] = {.size = 8, .ring = true, .handle = set_vring_num},
+	[SET_VRING_ADDR] = {.size = 40, .ring = true, .handle = set_vring_addr},
+	[SET_VRING_BASE] = {.size = 8, .ring = true, .handle = set_vring_base},
+	[GET_VRING_BASE] = {.size = 8, .ring = true, .replies = true, .handle = get_vring_base},
+	[SET_VRING_KICK] = {.size = 8, .fds = 1, .ring = true, .handle = set_vring_kick},
+	[SET_VRING_CALL] = {.size = 8, .fds = 1, .ring = true, .handle = set_vring_call},
+	[SET_VRING_ERR] = {.size = 8, .fds = 1, .ring = true, .handle = set_vring_err},
+	[GET_PROTOCOL_FEATURES] = {.size = 0, .replies = true, .handle = get_protocol_features},
+	[SET_PROTOCOL_FEATURES] = {.size = 8, .handle = set_protocol_features},
+	[GET_QUEUE_NUM] = {.size = 0,
+			   .replies = true,
+			   .feature = VHOST_USER_PROTOCOL_F_MQ + 1,
+			   .handle = get_queue_num},
+	[SET_VRING_ENABLE] = {.size = 8, .ring = true, .handle = set_vring_enable},
+	[SEND_RARP] = {.size = 8, .feature = VHOST_USER_PROTOCOL_F_RARP + 1, .handle = ignore},
+	[NET_SET_MTU] = {.size = 8,
+			 .feature = VHOST_USER_PROTOCOL_F_NET_MTU + 1,
+			 .handle = net_set_mtu},
 };
 
 static bool header_is_valid(const struct vhost_user_header *header)
@@ -373,7 +386,8 @@ static bool message_is_valid(const struct vhost_port *vhost)
 	if (request >= REQUESTS || !requests[request].handle)
 		return false;
 	size_max = requests[request].size_max ? requests[request].size_max : requests[request].size;
-	if (size < requests[request].size || size > size_max || session->n_fds > requests[request].fds)
+	if (size < requests[request].size || size > size_max ||
+	    session->n_fds > requests[request].fds)
 		return false;
 	if (requests[request].feature &&
 	    !(session->protocol_features & FEATURE(requests[request].feature - 1)))
@@ -430,7 +444,8 @@ static bool take_fds(struct vhost_session *session, struct msghdr *message)
 {
 	bool fine = !(message->msg_flags & MSG_CTRUNC);
 
-	for (struct cmsghdr *control = CMSG_FIRSTHDR(message); control; control = CMSG_NXTHDR(message, control)) {
+	for (struct cmsghdr *control = CMSG_FIRSTHDR(message); control;
+	     control = CMSG_NXTHDR(message, control)) {
 		u32 n = (u32)((control->cmsg_len - CMSG_LEN(0)) / sizeof(int));
 
 		if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SCM_RIGHTS)
@@ -452,23 +467,25 @@ static bool take_fds(struct vhost_session *session, struct msghdr *message)
 
 enum progress { MESSAGE, MORE, WAIT, END };
 
-/* Receives what is still missing of the current message, never a byte of the next: its descriptors come with its first one. */
+/* Receives what is still missing of the current message, never a byte of the next: its descriptors
+ * come with its first one. */
 static enum progress receive(struct vhost_session *session)
 {
 	u32 header_size = sizeof(session->header);
 	bool in_header = session->received < header_size;
 	u8 *at = in_header ? (u8 *)&session->header + session->received :
 			     session->payload.bytes + (session->received - header_size);
-	struct iovec vector = { at, in_header ? header_size - session->received :
-						header_size + session->header.size - session->received };
+	struct iovec vector = {at, in_header ?
+					   header_size - session->received :
+					   header_size + session->header.size - session->received};
 	union {
 		struct cmsghdr header;
 		u8 bytes[CMSG_SPACE(VHOST_USER_FDS_MAX * sizeof(int))];
 	} control;
-	struct msghdr message = { .msg_iov = &vector,
-				  .msg_iovlen = 1,
-				  .msg_control = &control,
-				  .msg_controllen = sizeof(control) };
+	struct msghdr message = {.msg_iov = &vector,
+				 .msg_iovlen = 1,
+				 .msg_control = &control,
+				 .msg_controllen = sizeof(control)};
 	ssize_t n = recvmsg(session->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
 	if (n < 0)
@@ -495,7 +512,8 @@ static bool serve(struct vhost_port *vhost, bool *fault)
 	*fault = false;
 	if (!send_replies(session))
 		return false;
-	while (handled < MESSAGES_A_TURN && session->n_replies + REPLY_MAX <= sizeof(session->replies)) {
+	while (handled < MESSAGES_A_TURN &&
+	       session->n_replies + REPLY_MAX <= sizeof(session->replies)) {
 		enum progress progress = receive(session);
 
 		if (progress == WAIT)
@@ -525,7 +543,8 @@ static void session_ready(struct watch *watch, u32 events)
 	bool fault, full;
 
 	(void)events; /* errors show when the socket is read */
-	port_vhost_stop(&vhost->port); /* for a fault that is not dealt with yet: what comes now is meant for stopped rings */
+	/* For a fault that is not dealt with yet: what comes now is meant for stopped rings. */
+	port_vhost_stop(&vhost->port);
 	if (!serve(vhost, &fault)) {
 		if (fault)
 			port_fault(&vhost->port, FAULT_PROTOCOL);
@@ -545,7 +564,8 @@ void vhost_user_init(struct vhost_session *session)
 	memset(session, 0, sizeof(*session));
 	session->fd = -1;
 	for (u32 i = 0; i < VHOST_RINGS_MAX; i++)
-		session->rings[i].kick_fd = session->rings[i].call_fd = session->rings[i].error_fd = -1;
+		session->rings[i].kick_fd = session->rings[i].call_fd = session->rings[i].error_fd =
+			-1;
 }
 
 int vhost_user_open(struct vhost_port *vhost, int fd)
@@ -555,7 +575,7 @@ int vhost_user_open(struct vhost_port *vhost, int fd)
 
 	vhost_user_init(session);
 	session->fd = fd;
-	session->watch = (struct watch){ .fd = fd, .ready = session_ready };
+	session->watch = (struct watch){.fd = fd, .ready = session_ready};
 	error = control_watch(vhost->port.dataplane, &session->watch, EPOLLIN);
 	if (error)
 		close_fd(&session->fd);

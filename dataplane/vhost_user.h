@@ -1,8 +1,10 @@
-/* One vhost-user session from the back end's side: the messages of a front end (QEMU, DPDK's virtio-user…), and what they have set up.
+/* One vhost-user session from the back end's side: the messages of a front end (QEMU, DPDK's
+ * virtio-user…), and what they have set up.
  *
- * The front end is a stranger: a message is checked against the table in vhost_user.c before its handler sees it, and one that is malformed
- * or comes when it may not ends the connection with FAULT_PROTOCOL. Control thread only. Nothing here waits for the other side: half a
- * message is kept until the rest comes, and a reply that is not read stops only this session's reading.
+ * The front end is a stranger: a message is checked against the table in vhost_user.c before its
+ * handler sees it, and one that is malformed or comes when it may not ends the connection with
+ * FAULT_PROTOCOL. Control thread only. Nothing here waits for the other side: half a message is
+ * kept until the rest comes, and a reply that is not read stops only this session's reading.
  */
 #ifndef VSWITCH_VHOST_USER_H
 #define VSWITCH_VHOST_USER_H
@@ -25,7 +27,7 @@
 struct vhost_user_header {
 	u32 request;
 	u32 flags; /* version 1 in the low two bits, VHOST_USER_REPLY, VHOST_USER_NEED_REPLY */
-	u32 size;  /* of the payload */
+	u32 size; /* of the payload */
 };
 
 struct vhost_user_region {
@@ -119,18 +121,21 @@ void vhost_user_close(struct vhost_port *vhost);
 
 /* ---- port_vhost.c, for the messages' handlers ---- */
 
-/* Stops a ring, or all: nothing of it is used when this returns, all that was taken is given back. */
+/* Stops a ring, or all: nothing of it is used when this returns, all that was taken is given back.
+ */
 void vhost_ring_stop(struct vhost_port *vhost, u32 index);
 void vhost_rings_stop(struct vhost_port *vhost);
 
-/* Starts the ring when all is there for it, and all that can be. 0 also when something is missing; -errno when what is there cannot be. */
+/* Starts the ring when all is there for it, and all that can be. 0 also when something is missing;
+ * -errno when what is there cannot be. */
 int vhost_ring_start(struct vhost_port *vhost, u32 index);
 int vhost_rings_start(struct vhost_port *vhost);
 
 /* A running ring's new call descriptor; the old one is the caller's when this returns. */
 void vhost_ring_set_call(struct vhost_port *vhost, u32 index, int fd);
 
-/* Stops all rings for a fault; nothing when there is none, or it was done. Also called by the engine. */
+/* Stops all rings for a fault; nothing when there is none, or it was done. Also called by the
+ * engine. */
 void port_vhost_stop(struct port *port);
 
 /* The session broke: it is closed, and the next one is awaited or sought. */

@@ -1,6 +1,8 @@
-/* A ring's life and its signals: start, what is told to the front end when it stops, kicks and calls. See virtqueue.h.
+/* A ring's life and its signals: start, what is told to the front end when it stops, kicks and
+ * calls. See virtqueue.h.
  *
- * Reads the guest's words in the event suppression fields, once each. vring_start() and vring_base(): control thread; all others: workers.
+ * Reads the guest's words in the event suppression fields, once each. vring_start() and
+ * vring_base(): control thread; all others: workers.
  */
 #include "virtqueue_ring.h"
 
@@ -42,8 +44,8 @@ static int start_split(struct vring *ring, const struct vring_config *config)
 	ring->used = guest_memory_user(config->memory, config->device, 6 + 8 * size, 4);
 	if (!ring->avail || !ring->used)
 		return -EINVAL;
-	/* Not the front end's base: after a broken connection it knows only where the ring was before. We complete in order, so all that
-	 * comes behind the used index is open. */
+	/* Not the front end's base: after a broken connection it knows only where the ring was
+	 * before. We complete in order, so all that comes behind the used index is open. */
 	ring->next = READ_ONCE(ring->used->index);
 	ring->avail_seen = ring->next;
 	ring->used_next = ring->pending_index = ring->next;
@@ -52,9 +54,12 @@ static int start_split(struct vring *ring, const struct vring_config *config)
 
 static int start_packed(struct vring *ring, const struct vring_config *config)
 {
-	ring->driver_event = guest_memory_user(config->memory, config->driver, sizeof(struct packed_event), 4);
-	ring->device_event = guest_memory_user(config->memory, config->device, sizeof(struct packed_event), 4);
-	if (!ring->driver_event || !ring->device_event || (config->base & EVENT_OFF) >= config->size)
+	ring->driver_event =
+		guest_memory_user(config->memory, config->driver, sizeof(struct packed_event), 4);
+	ring->device_event =
+		guest_memory_user(config->memory, config->device, sizeof(struct packed_event), 4);
+	if (!ring->driver_event || !ring->device_event ||
+	    (config->base & EVENT_OFF) >= config->size)
 		return -EINVAL;
 	ring->next = ring->used_next = config->base & EVENT_OFF;
 	ring->next_wrap = ring->used_wrap = !!(config->base & EVENT_WRAP);
@@ -77,13 +82,15 @@ int vring_start(struct vring *ring, const struct vring_config *config)
 	ring->event_idx = has(features, VIRTIO_RING_F_EVENT_IDX);
 	ring->indirect = has(features, VIRTIO_RING_F_INDIRECT_DESC);
 	ring->mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
-	/* A batch of sent buffers goes back with one entry; received ones have lengths, which need an entry each. */
+	/* A batch of sent buffers goes back with one entry; received ones have lengths, which need
+	 * an entry each. */
 	ring->in_order = config->is_rx && has(features, VIRTIO_F_IN_ORDER);
 	ring->header_length = has(features, VIRTIO_F_VERSION_1) || ring->mergeable ? 12 : 10;
-	ring->offload_flags = has(features, VIRTIO_NET_F_GUEST_CSUM) ? OFFLOAD_NEEDS_CSUM | OFFLOAD_DATA_VALID : 0;
+	ring->offload_flags = has(features, VIRTIO_NET_F_GUEST_CSUM) ?
+				      OFFLOAD_NEEDS_CSUM | OFFLOAD_DATA_VALID :
+				      0;
 	ring->call_fd = config->call_fd;
-	ring->kick_fd = config->kick_fd;
-	ring->polled = config->kick_fd < 0;
+	ring->polled = config->polled;
 	ring->desc = guest_memory_user(config->memory, config->desc, 16ull * config->size, 16);
 	if (!ring->desc)
 		return -EINVAL;
@@ -100,7 +107,8 @@ u32 vring_base(const struct vring *ring)
 
 	if (ring->kind == RING_SPLIT)
 		return ring->used_next;
-	/* Both halves: what is available next, and what is used next; they are the same when nothing is under way. */
+	/* Both halves: what is available next, and what is used next; they are the same when
+	 * nothing is under way. */
 	position = ring->used_next | (ring->used_wrap ? EVENT_WRAP : 0u);
 	return position | position << 16;
 }
@@ -132,7 +140,8 @@ bool vring_arm(struct vring *ring, bool on)
 	} else {
 		WRITE_ONCE(ring->used->flags, 0);
 	}
-	/* The wish before the last look (partner: the driver's full barrier between making buffers available and reading the wish; 2.7.13.4.1). */
+	/* The wish before the last look (partner: the driver's full barrier between making buffers
+	 * available and reading the wish; 2.7.13.4.1). */
 	FULL_BARRIER();
 	return ring->polled || is_available(ring);
 }
@@ -169,8 +178,8 @@ bool vring_wants_call(struct vring *ring)
 		return wants_call_packed(ring, used < RING_SIZE_MAX ? (u16)used : RING_SIZE_MAX);
 	if (!ring->event_idx)
 		return !(READ_ONCE(ring->avail->flags) & 1); /* VIRTQ_AVAIL_F_NO_INTERRUPT */
-	return used >= ring->size ||
-	       event_passed(READ_ONCE(*used_event(ring)), ring->used_next, (u16)(ring->used_next - used));
+	return used >= ring->size || event_passed(READ_ONCE(*used_event(ring)), ring->used_next,
+						  (u16)(ring->used_next - used));
 }
 
 static void prepare_buffer(const struct vring *ring, u64 address)
@@ -183,7 +192,8 @@ static void prepare_buffer(const struct vring *ring, u64 address)
 	}
 }
 
-/* Without the queue's lock: cursors may be old, nothing is written, and what is read decides nothing. */
+/* Without the queue's lock: cursors may be old, nothing is written, and what is read decides
+ * nothing. */
 void vring_prepare(const struct vring *ring, u32 n)
 {
 	u16 next = READ_ONCE(ring->next);
@@ -197,7 +207,10 @@ void vring_prepare(const struct vring *ring, u32 n)
 		u16 entry = READ_ONCE(ring->avail->ring[(next + i) & ring->mask]);
 
 		if (entry < ring->size)
-			prepare_buffer(ring, READ_ONCE(ring->desc[entry & guest_index_mask(entry, ring->size)].address));
+			prepare_buffer(
+				ring,
+				READ_ONCE(ring->desc[entry & guest_index_mask(entry, ring->size)]
+						  .address));
 	}
 	__builtin_prefetch(&ring->used->ring[next & ring->mask], 1);
 }

@@ -1,8 +1,10 @@
 /* Virtio rings, split and packed, seen from the device's side (virtio 1.2, 2.7 and 2.8).
  *
- * Every word in a ring is a guest's: it is read once into a local, checked, then used, and whatever is wrong faults the port. A ring is started
- * and stopped by the control thread while no worker reaches it. Between, one worker at a time works on it: the queue's owner on a ring that
- * the guest sends with, who holds the queue's lock on one that it receives with. Nothing here blocks, allocates or makes system calls.
+ * Every word in a ring is a guest's: it is read once into a local, checked, then used, and
+ * whatever is wrong faults the port. A ring is started and stopped by the control thread while no
+ * worker reaches it. Between, one worker at a time works on it: the queue's owner on a ring that
+ * the guest sends with, who holds the queue's lock on one that it receives with. Nothing here
+ * blocks, allocates or makes system calls.
  */
 #ifndef VSWITCH_VIRTQUEUE_H
 #define VSWITCH_VIRTQUEUE_H
@@ -32,13 +34,14 @@
 #define FEATURE(number) (1ull << (number))
 
 #define RING_SIZE_MAX 32768u
-#define VNET_HEADER_MAX 12u /* struct virtio_net_hdr with num_buffers; 10 bytes for legacy drivers without mergeable buffers */
+/* struct virtio_net_hdr with num_buffers; legacy drivers without mergeable buffers: 10 bytes */
+#define VNET_HEADER_MAX 12u
 
 /* virtio 1.2, 2.7.5: flags are common to both layouts */
 #define DESC_NEXT 1
 #define DESC_WRITE 2
 #define DESC_INDIRECT 4
-#define DESC_AVAIL 0x80	  /* packed, 2.8.1 */
+#define DESC_AVAIL 0x80 /* packed, 2.8.1 */
 #define DESC_USED 0x8000 /* packed */
 
 /* virtio 1.2, 2.7.5 and 2.8.13. The second word is read and written whole. */
@@ -101,28 +104,29 @@ struct vring {
 		};
 	};
 	u16 size, mask; /* mask: split only, whose sizes are powers of two */
-	u8 kind;	/* enum ring_kind */
+	u8 kind; /* enum ring_kind */
 	u8 in_order, event_idx, indirect, mergeable;
 	u8 header_length; /* of struct virtio_net_hdr as this driver uses it */
 	u8 offload_flags; /* OFFLOAD_* that the driver understands */
-	u8 polled;	  /* the driver never kicks */
-	int call_fd;	  /* -1: the driver polls. Replaced by the control thread */
-	int kick_fd;
+	u8 polled; /* the driver never kicks */
+	int call_fd; /* -1: the driver polls. Replaced by the control thread */
 
-	/* Of who works on it. `next` and `used_next` count on for split rings; packed: position in the ring, and the lap's wrap bit. */
+	/* Of who works on it. `next` and `used_next` count on for split rings; packed: position in
+	 * the ring, and the lap's wrap bit. */
 	const struct guest_region *region CACHE_ALIGNED; /* where the last address was */
 	u16 next, avail_seen;
 	u16 used_next;
 	u8 next_wrap, used_wrap;
 	u8 broken; /* a fault was reported: hands off until the ring is started anew */
-	u32 unsignalled; /* descriptors used since the driver's wish for a call was last looked at */
-	le64 *pending_at;  /* packed: the first used descriptor that is not published yet, and what goes there */
+	u32 unsignalled; /* descriptors used since the last look at the driver's wish for a call */
+	le64 *pending_at; /* packed: the first used descriptor that is not published yet */
 	le64 pending_word;
 	u16 pending_index; /* split: the used index to be published */
-	u64 written;	   /* bytes of frames, for guest_bytes_written */
-	u32 returned;	   /* of under_way */
+	u64 written; /* bytes of frames, for guest_bytes_written */
+	u32 returned; /* of under_way */
 	u32 taken;
-	struct taken under_way[RX_SLOTS]; /* what the guest sends: [returned, taken), parallel to the queue's slots */
+	/* What the guest sends: [returned, taken), parallel to the slots of the queue. */
+	struct taken under_way[RX_SLOTS];
 };
 
 /* What a ring is started with. Addresses are the front end's. */
@@ -132,13 +136,15 @@ struct vring_config {
 	u64 features;
 	u64 desc, driver, device; /* split: descriptors, available, used */
 	u32 size;
-	u32 base;	  /* as in SET_VRING_BASE: split: index; packed: position | wrap << 15 */
-	bool is_rx;	  /* the guest sends with it */
-	int kick_fd, call_fd;
+	u32 base; /* as in SET_VRING_BASE: split: index; packed: position | wrap << 15 */
+	bool is_rx; /* the guest sends with it */
+	bool polled; /* the driver never kicks */
+	int call_fd;
 };
 
-/* Starts a ring: translates its addresses, sets the cursors. Split rings go on at their used index: what was taken and not completed comes again.
- * Returns 0, -EINVAL for a size or an address that cannot be. */
+/* Starts a ring: translates its addresses, sets the cursors. Split rings go on at their used
+ * index: what was taken and not completed comes again. Returns 0, -EINVAL for a size or an address
+ * that cannot be. */
 int vring_start(struct vring *ring, const struct vring_config *config);
 
 /* The number for GET_VRING_BASE. Nothing may be under way. */
@@ -156,10 +162,12 @@ u32 vring_tx(struct vring *ring, struct packet **packets, u32 n);
 /* Reads ahead: about `n` frames will be written soon. */
 void vring_prepare(const struct vring *ring, u32 n);
 
-/* on: asks the driver for kicks, and returns true when there are frames already (or it never kicks). off: asks for none. */
+/* on: asks the driver for kicks, and returns true when there are frames already (or it never
+ * kicks). off: asks for none. */
 bool vring_arm(struct vring *ring, bool on);
 
-/* True when the driver wants to be called for what was used since this was last asked. After a full barrier. */
+/* True when the driver wants to be called for what was used since this was last asked. After a
+ * full barrier. */
 bool vring_wants_call(struct vring *ring);
 
 #endif

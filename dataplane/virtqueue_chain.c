@@ -1,7 +1,9 @@
-/* The slow way to a buffer: chains of descriptors, tables of indirect ones, pieces in several memory regions.
+/* The slow way to a buffer: chains of descriptors, tables of indirect ones, pieces in several
+ * memory regions.
  *
- * Worker thread. All that is read is a guest's: each descriptor once, in place; a chain that does not end, a table that is none, an address
- * outside the guest's memory are faults. Work is bounded by CHAIN_MAX descriptors.
+ * Worker thread. All that is read is a guest's: each descriptor once, in place; a chain that does
+ * not end, a table that is none, an address outside the guest's memory are faults. Work is bounded
+ * by CHAIN_MAX descriptors.
  */
 #include "virtqueue_ring.h"
 
@@ -12,7 +14,7 @@ static enum port_fault add_segment(struct vring *ring, struct chain *chain, u64 
 {
 	chain->length += length;
 	if (!length)
-		return FAULT_DESCRIPTOR; /* a buffer is not empty: 2.7.5 has no use for it, QEMU refuses it as well */
+		return FAULT_DESCRIPTOR; /* no driver sends empty ones; QEMU refuses them as well */
 	while (length) {
 		u32 got = length;
 		u8 *data = guest_memory_at(ring->memory, &ring->region, address, length);
@@ -25,7 +27,7 @@ static enum port_fault add_segment(struct vring *ring, struct chain *chain, u64 
 			chain->cut = true;
 			return FAULT_NONE;
 		}
-		chain->segments[chain->n++] = (struct segment){ .data = data, .length = got };
+		chain->segments[chain->n++] = (struct segment){.data = data, .length = got};
 		address += got;
 		length -= got;
 	}
@@ -37,25 +39,28 @@ static struct descriptor read_table(const u8 *table, u32 entry)
 	u64 word = READ_UNALIGNED(64, table + 16 * entry + 8);
 
 	/* Split layout. In a packed table the flags come last, and there is no next (2.8.7). */
-	return (struct descriptor){ .address = READ_UNALIGNED(64, table + 16 * entry),
-				    .length = (u32)word,
-				    .flags = (u16)(word >> 32),
-				    .number = (u16)(word >> 48) };
+	return (struct descriptor){.address = READ_UNALIGNED(64, table + 16 * entry),
+				   .length = (u32)word,
+				   .flags = (u16)(word >> 32),
+				   .number = (u16)(word >> 48)};
 }
 
 /* virtio 1.2, 2.7.5.3 and 2.8.7 */
-static enum port_fault walk_table(struct vring *ring, const struct descriptor *indirect, u16 write, struct chain *chain)
+static enum port_fault walk_table(struct vring *ring, const struct descriptor *indirect, u16 write,
+				  struct chain *chain)
 {
 	u32 n = indirect->length / 16, entry = 0, seen;
 	const u8 *table;
 
-	if (!ring->indirect || (indirect->flags & DESC_NEXT) || !n || indirect->length % 16 || n > CHAIN_MAX)
+	if (!ring->indirect || (indirect->flags & DESC_NEXT) || !n || indirect->length % 16 ||
+	    n > CHAIN_MAX)
 		return FAULT_DESCRIPTOR;
 	table = guest_memory_at(ring->memory, &ring->region, indirect->address, indirect->length);
 	if (!table)
 		return FAULT_DESCRIPTOR;
 	for (seen = 0; seen < n; seen++) {
-		struct descriptor descriptor = read_table(table, entry & (u32)guest_index_mask(entry, n));
+		struct descriptor descriptor =
+			read_table(table, entry & (u32)guest_index_mask(entry, n));
 		u16 flags = ring->kind == RING_PACKED ? descriptor.number : descriptor.flags;
 		enum port_fault fault;
 
@@ -106,7 +111,8 @@ enum port_fault walk_split(struct vring *ring, u16 entry, u16 write, struct chai
 	return FAULT_DESCRIPTOR_LOOP;
 }
 
-enum port_fault walk_packed(struct vring *ring, u32 position, u8 wrap, u16 write, struct chain *chain)
+enum port_fault walk_packed(struct vring *ring, u32 position, u8 wrap, u16 write,
+			    struct chain *chain)
 {
 	u32 most = ring->size < CHAIN_MAX ? ring->size : CHAIN_MAX;
 	u16 at = (u16)position;
@@ -115,7 +121,8 @@ enum port_fault walk_packed(struct vring *ring, u32 position, u8 wrap, u16 write
 		struct descriptor descriptor;
 		enum port_fault fault;
 
-		/* The driver makes a chain's first descriptor available last: all of it must be there by now (2.8.6). */
+		/* The driver makes a chain's first descriptor available last: all of it must be
+		 * there by now (2.8.6). */
 		if (!read_packed(ring, at, wrap, &descriptor))
 			return FAULT_DESCRIPTOR;
 		chain->descriptors++;

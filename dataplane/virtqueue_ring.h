@@ -1,12 +1,12 @@
 /* Reading and writing the entries of a ring: what virtqueue*.c share, inlined into their loops.
  *
- * See virtqueue.h for whose bytes these are and who runs it. Every function reads a word once; none blocks or loops beyond the ring's size.
+ * See virtqueue.h for whose bytes these are and who runs it. Every function reads a word once;
+ * none blocks or loops beyond the ring's size.
  */
 #ifndef VSWITCH_VIRTQUEUE_RING_H
 #define VSWITCH_VIRTQUEUE_RING_H
 
 #include "virtqueue.h"
-
 
 typedef u64 unaligned_u64 __attribute__((aligned(1), may_alias));
 typedef u32 unaligned_u32 __attribute__((aligned(1), may_alias));
@@ -24,10 +24,10 @@ ALWAYS_INLINE struct descriptor read_split(const struct ring_desc *at)
 {
 	u64 word = READ_ONCE(at->word);
 
-	return (struct descriptor){ .address = READ_ONCE(at->address),
-				    .length = (u32)word,
-				    .flags = (u16)(word >> 32),
-				    .number = (u16)(word >> 48) };
+	return (struct descriptor){.address = READ_ONCE(at->address),
+				   .length = (u32)word,
+				   .flags = (u16)(word >> 32),
+				   .number = (u16)(word >> 48)};
 }
 
 ALWAYS_INLINE bool packed_is_available(u64 word, u8 wrap)
@@ -35,18 +35,20 @@ ALWAYS_INLINE bool packed_is_available(u64 word, u8 wrap)
 	return ((word >> 55) & 1) == wrap && ((word >> 63) & 1) != wrap;
 }
 
-/* Reads the packed descriptor at `position` when the driver has made it available in this lap. Acquire: its other words, and the buffer,
- * are read after the flags (partner: the driver's write barrier before it stores the flags; virtio 1.2, 2.8.21.1). */
-ALWAYS_INLINE bool read_packed(const struct vring *ring, u32 position, u8 wrap, struct descriptor *descriptor)
+/* Reads the packed descriptor at `position` when the driver has made it available in this lap.
+ * Acquire: its other words, and the buffer, are read after the flags (partner: the driver's write
+ * barrier before it stores the flags; virtio 1.2, 2.8.21.1). */
+ALWAYS_INLINE bool read_packed(const struct vring *ring, u32 position, u8 wrap,
+			       struct descriptor *descriptor)
 {
 	u64 word = LOAD_ACQUIRE(&ring->desc[position].word);
 
 	if (!packed_is_available(word, wrap))
 		return false;
-	*descriptor = (struct descriptor){ .address = READ_ONCE(ring->desc[position].address),
-					   .length = (u32)word,
-					   .flags = (u16)(word >> 48),
-					   .number = (u16)(word >> 32) };
+	*descriptor = (struct descriptor){.address = READ_ONCE(ring->desc[position].address),
+					  .length = (u32)word,
+					  .flags = (u16)(word >> 48),
+					  .number = (u16)(word >> 32)};
 	return true;
 }
 
@@ -69,8 +71,9 @@ ALWAYS_INLINE void advance_packed(const struct vring *ring, u16 *position, u8 *w
 	*position = (u16)to;
 }
 
-/* Split: reads the driver's index again. Acquire: entries and descriptors are read after it (partner: the driver's write barrier, 2.7.13.3).
- * False: it is nonsense, and the fault is reported. */
+/* Split: reads the driver's index again. Acquire: entries and descriptors are read after it
+ * (partner: the driver's write barrier, 2.7.13.3). False: it is nonsense, and the fault is
+ * reported. */
 ALWAYS_INLINE bool look_for_more(struct vring *ring)
 {
 	ring->avail_seen = LOAD_ACQUIRE(&ring->avail->index);
@@ -97,7 +100,8 @@ ALWAYS_INLINE u32 peek_split(struct vring *ring, u32 max, struct head *heads, co
 		u16 entry = READ_ONCE(ring->avail->ring[(ring->next + i) & ring->mask]);
 
 		if (unlikely(entry >= ring->size)) {
-			/* What came before is still good; the fault comes when this one is at the front. */
+			/* What came before is still good; the fault comes when this one is at the
+			 * front. */
 			if (!i)
 				vring_fault(ring, FAULT_DESCRIPTOR);
 			n = i;
@@ -112,14 +116,16 @@ ALWAYS_INLINE u32 peek_split(struct vring *ring, u32 max, struct head *heads, co
 		heads[i].count = 1;
 		heads[i].length = descriptor.length;
 		heads[i].data = NULL;
-		if (likely((descriptor.flags & (DESC_NEXT | DESC_WRITE | DESC_INDIRECT)) == write && descriptor.length))
-			heads[i].data = guest_memory_at(ring->memory, &ring->region, descriptor.address,
-							descriptor.length);
+		if (likely((descriptor.flags & (DESC_NEXT | DESC_WRITE | DESC_INDIRECT)) == write &&
+			   descriptor.length))
+			heads[i].data = guest_memory_at(ring->memory, &ring->region,
+							descriptor.address, descriptor.length);
 	}
 	return n;
 }
 
-/* Packed: the same; it ends with the first head that is not simple, because where the next one begins is not known then. */
+/* Packed: the same; it ends with the first head that is not simple, because where the next one
+ * begins is not known then. */
 ALWAYS_INLINE u32 peek_packed(struct vring *ring, u32 max, struct head *heads, const u16 write)
 {
 	u16 position = ring->next;
@@ -135,9 +141,10 @@ ALWAYS_INLINE u32 peek_packed(struct vring *ring, u32 max, struct head *heads, c
 		heads[n].count = 1;
 		heads[n].length = descriptor.length;
 		heads[n].data = NULL;
-		if (likely((descriptor.flags & (DESC_NEXT | DESC_WRITE | DESC_INDIRECT)) == write && descriptor.length))
-			heads[n].data = guest_memory_at(ring->memory, &ring->region, descriptor.address,
-							descriptor.length);
+		if (likely((descriptor.flags & (DESC_NEXT | DESC_WRITE | DESC_INDIRECT)) == write &&
+			   descriptor.length))
+			heads[n].data = guest_memory_at(ring->memory, &ring->region,
+							descriptor.address, descriptor.length);
 		if (unlikely(!heads[n++].data))
 			break;
 		advance_packed(ring, &position, &wrap, 1);
@@ -152,16 +159,19 @@ struct chain {
 	u32 n;
 	u32 descriptors; /* read: for the caller's patience */
 	u16 id, count;
-	u64 length;	 /* of all, also of those for which there was no room */
-	bool cut;	 /* there was no room for all */
+	u64 length;  /* of all, also of those for which there was no room */
+	bool cut;  /* there was no room for all */
 };
 
-/* Walks the buffer that begins with split descriptor `entry`, or at packed `position` in lap `wrap`. Returns FAULT_NONE or what is wrong with it (not yet reported). */
+/* Walks the buffer that begins with split descriptor `entry`, or at packed `position` in lap
+ * `wrap`. Returns FAULT_NONE or what is wrong with it (not yet reported). */
 enum port_fault walk_split(struct vring *ring, u16 entry, u16 write, struct chain *chain);
-enum port_fault walk_packed(struct vring *ring, u32 position, u8 wrap, u16 write, struct chain *chain);
+enum port_fault walk_packed(struct vring *ring, u32 position, u8 wrap, u16 write,
+			    struct chain *chain);
 
 /* Puts one used buffer where the driver will find it; seen by it after publish_used(). */
-ALWAYS_INLINE void put_used(struct vring *ring, const enum ring_kind kind, struct taken taken, u32 length)
+ALWAYS_INLINE void put_used(struct vring *ring, const enum ring_kind kind, struct taken taken,
+			    u32 length)
 {
 	if (kind == RING_SPLIT) {
 		ring->used->ring[ring->pending_index & ring->mask] = taken.id | (u64)length << 32;
@@ -169,10 +179,12 @@ ALWAYS_INLINE void put_used(struct vring *ring, const enum ring_kind kind, struc
 		ring->unsignalled++;
 	} else {
 		le64 *at = &ring->desc[ring->used_next].word;
-		u64 flags = (ring->used_wrap ? DESC_AVAIL | DESC_USED : 0) | (length ? DESC_WRITE : 0);
+		u64 flags = (ring->used_wrap ? DESC_AVAIL | DESC_USED : 0) |
+			    (length ? DESC_WRITE : 0);
 		u64 word = length | (u64)taken.id << 32 | flags << 48;
 
-		/* The first of a batch is written last: the driver, who polls it, meets all of them at once. */
+		/* The first of a batch is written last: the driver, who polls it, meets all of
+		 * them at once. */
 		if (ring->pending_at) {
 			WRITE_ONCE(*at, word);
 		} else {
@@ -184,7 +196,8 @@ ALWAYS_INLINE void put_used(struct vring *ring, const enum ring_kind kind, struc
 	}
 }
 
-/* Release: the driver that sees it also sees what was written to the buffers (partner: its read barrier after the used index or flags). */
+/* Release: the driver that sees it also sees what was written to the buffers (partner: its read
+ * barrier after the used index or flags). */
 ALWAYS_INLINE void publish_used(struct vring *ring, const enum ring_kind kind)
 {
 	if (kind == RING_SPLIT) {

@@ -1,26 +1,30 @@
 /* What a guest sends: its descriptors become frames, and go back in the order in which they came.
  *
- * The owning worker. Reads descriptors (checked in virtqueue_ring.h and virtqueue_chain.c) and the struct virtio_net_hdr before each frame, once, as a
- * claim that the parser will check. Never reads a byte of the frame itself.
+ * The owning worker. Reads descriptors (checked in virtqueue_ring.h and virtqueue_chain.c) and the
+ * struct virtio_net_hdr before each frame, once, as a claim that the parser will check. Never
+ * reads a byte of the frame itself.
  */
 #include "virtqueue_ring.h"
 
 #define FRAME_MIN 14u
-#define PATIENCE 2048u /* descriptors read in one call: long chains must not keep the others waiting */
+#define PATIENCE \
+	2048u /* descriptors read in one call: long chains must not keep the others waiting */
 
-/* Bytes 0..9 of struct virtio_net_hdr are struct offload, in little-endian order (virtio 1.2, 5.1.6). */
+/* Bytes 0..9 of struct virtio_net_hdr are struct offload, in little-endian order (virtio 1.2,
+ * 5.1.6). */
 ALWAYS_INLINE void read_offload(struct offload *offload, const u8 *header)
 {
 	u64 first = READ_UNALIGNED(64, header);
 	u16 last = READ_UNALIGNED(16, header + 8);
 
-	_Static_assert(sizeof(*offload) == 10 && offsetof(struct offload, csum_offset) == 8, "as on the ring");
+	_Static_assert(sizeof(*offload) == 10 && offsetof(struct offload, csum_offset) == 8,
+		       "as on the ring");
 	memcpy(offload, &first, sizeof(first));
 	offload->csum_offset = last;
 }
 
-/* Takes the header off the front of `segments`, which may cut it anywhere. Returns how many segments were used up; one that is used in part is shortened.
- * -1: they are shorter. */
+/* Takes the header off the front of `segments`, which may cut it anywhere. Returns how many
+ * segments were used up; one that is used in part is shortened. -1: they are shorter. */
 static int split_header(struct segment *segments, u32 n, u8 *header, u32 length)
 {
 	u32 i = 0;
@@ -42,7 +46,7 @@ static int split_header(struct segment *segments, u32 n, u8 *header, u32 length)
 /* Makes a frame of a walked chain, good or with the reason why it is none. */
 static void frame_of_chain(const struct vring *ring, struct packet *packet, struct chain *chain)
 {
-	u8 header[VNET_HEADER_MAX] = { 0 };
+	u8 header[VNET_HEADER_MAX] = {0};
 	u64 length = chain->length > ring->header_length ? chain->length - ring->header_length : 0;
 	int used = split_header(chain->segments, chain->n, header, ring->header_length);
 
@@ -58,14 +62,15 @@ static void frame_of_chain(const struct vring *ring, struct packet *packet, stru
 		return;
 	read_offload(&packet->offload, header);
 	packet->n_segments = (u16)(chain->n - (u32)used);
-	memcpy(packet->segments, chain->segments + used, packet->n_segments * sizeof(struct segment));
+	memcpy(packet->segments, chain->segments + used,
+	       packet->n_segments * sizeof(struct segment));
 }
 
 /* The slow way: takes the buffer at ring->next. Returns the descriptors read, 0 after a fault. */
 static NOINLINE u32 take_chain(struct vring *ring, u16 entry, struct packet *packet)
 {
 	struct segment segments[PACKET_SEGMENTS_MAX + VNET_HEADER_MAX];
-	struct chain chain = { .segments = segments, .room = ARRAY_SIZE(segments) };
+	struct chain chain = {.segments = segments, .room = ARRAY_SIZE(segments)};
 	enum port_fault fault = ring->kind == RING_PACKED ?
 					walk_packed(ring, ring->next, ring->next_wrap, 0, &chain) :
 					walk_split(ring, entry, 0, &chain);
@@ -75,7 +80,8 @@ static NOINLINE u32 take_chain(struct vring *ring, u16 entry, struct packet *pac
 		return 0;
 	}
 	frame_of_chain(ring, packet, &chain);
-	ring->under_way[ring->taken++ & (RX_SLOTS - 1)] = (struct taken){ .id = chain.id, .count = chain.count };
+	ring->under_way[ring->taken++ & (RX_SLOTS - 1)] =
+		(struct taken){.id = chain.id, .count = chain.count};
 	if (ring->kind == RING_PACKED)
 		advance_packed(ring, &ring->next, &ring->next_wrap, chain.count);
 	else
@@ -83,15 +89,18 @@ static NOINLINE u32 take_chain(struct vring *ring, u16 entry, struct packet *pac
 	return chain.descriptors;
 }
 
-ALWAYS_INLINE void take_simple(struct vring *ring, const enum ring_kind kind, const struct head *head, struct packet *packet)
+ALWAYS_INLINE void take_simple(struct vring *ring, const enum ring_kind kind,
+			       const struct head *head, struct packet *packet)
 {
 	u32 header = ring->header_length;
 
 	read_offload(&packet->offload, head->data);
-	packet->segments[0] = (struct segment){ .data = head->data + header, .length = head->length - header };
+	packet->segments[0] =
+		(struct segment){.data = head->data + header, .length = head->length - header};
 	packet->n_segments = 1;
 	packet->length = head->length - header;
-	ring->under_way[ring->taken++ & (RX_SLOTS - 1)] = (struct taken){ .id = head->id, .count = 1 };
+	ring->under_way[ring->taken++ & (RX_SLOTS - 1)] =
+		(struct taken){.id = head->id, .count = 1};
 	if (kind == RING_PACKED)
 		advance_packed(ring, &ring->next, &ring->next_wrap, 1);
 	else
@@ -172,7 +181,8 @@ u32 vring_rx(struct vring *ring, struct rx_queue *queue, u32 max)
 	return ring->kind == RING_PACKED ? rx_packed(ring, queue, max) : rx_split(ring, queue, max);
 }
 
-/* virtio 1.2, 2.7.9 and 2.8.9: one entry with the last one's id, at the place of the first, stands for the whole batch. */
+/* virtio 1.2, 2.7.9 and 2.8.9: one entry with the last one's id, at the place of the first, stands
+ * for the whole batch. */
 ALWAYS_INLINE void complete_in_order(struct vring *ring, const enum ring_kind kind, u32 n)
 {
 	struct taken last = ring->under_way[(ring->returned + n - 1) & (RX_SLOTS - 1)];
@@ -184,7 +194,9 @@ ALWAYS_INLINE void complete_in_order(struct vring *ring, const enum ring_kind ki
 	} else {
 		last.count = 0;
 		for (u32 i = 0; i < n; i++)
-			last.count = (u16)(last.count + ring->under_way[(ring->returned + i) & (RX_SLOTS - 1)].count);
+			last.count =
+				(u16)(last.count +
+				      ring->under_way[(ring->returned + i) & (RX_SLOTS - 1)].count);
 		put_used(ring, kind, last, 0);
 	}
 }
@@ -195,7 +207,8 @@ ALWAYS_INLINE void complete(struct vring *ring, u32 n, const enum ring_kind kind
 		complete_in_order(ring, kind, n);
 	} else {
 		for (u32 i = 0; i < n; i++)
-			put_used(ring, kind, ring->under_way[(ring->returned + i) & (RX_SLOTS - 1)], 0);
+			put_used(ring, kind, ring->under_way[(ring->returned + i) & (RX_SLOTS - 1)],
+				 0);
 	}
 	ring->returned += n;
 	publish_used(ring, kind);

@@ -1,7 +1,8 @@
 /* What a guest receives: frames go straight from their source into its buffers.
  *
- * Worker thread, with the queue's lock. Reads descriptors (checked) and the source's segments, once; writes the guest's buffers through
- * guest_write_frame() only. A frame is written whole or not at all: without buffers enough for all of it nothing is consumed.
+ * Worker thread, with the queue's lock. Reads descriptors (checked) and the source's segments,
+ * once; writes the guest's buffers through guest_write_frame() only. A frame is written whole or
+ * not at all: without buffers enough for all of it nothing is consumed.
  */
 #include "virtqueue_ring.h"
 
@@ -10,8 +11,10 @@
 
 enum outcome { TAKEN, FULL, REFUSED, BROKEN };
 
-/* struct virtio_net_hdr (virtio 1.2, 5.1.6) before the frame: the request is our own word, see offload_check(). */
-ALWAYS_INLINE u32 make_header(const struct vring *ring, const struct packet *packet, u16 buffers, u8 *header)
+/* struct virtio_net_hdr (virtio 1.2, 5.1.6) before the frame: the request is our own word, see
+ * offload_check(). */
+ALWAYS_INLINE u32 make_header(const struct vring *ring, const struct packet *packet, u16 buffers,
+			      u8 *header)
 {
 	struct offload offload = packet->offload;
 
@@ -65,7 +68,8 @@ struct collection {
 };
 
 /* Adds the buffer at the cursor. Returns FULL when the driver has given no more. */
-static enum outcome collect_buffer(struct vring *ring, struct collection *collection, u16 *next, u8 *wrap)
+static enum outcome collect_buffer(struct vring *ring, struct collection *collection, u16 *next,
+				   u8 *wrap)
 {
 	struct chain *chain = &collection->chain;
 	enum port_fault fault;
@@ -84,14 +88,16 @@ static enum outcome collect_buffer(struct vring *ring, struct collection *collec
 			return FULL;
 		entry = READ_ONCE(ring->avail->ring[*next & ring->mask]);
 		fault = entry < ring->size ?
-				walk_split(ring, entry & (u16)guest_index_mask(entry, ring->size), DESC_WRITE, chain) :
+				walk_split(ring, entry & (u16)guest_index_mask(entry, ring->size),
+					   DESC_WRITE, chain) :
 				FAULT_DESCRIPTOR;
 	}
 	if (fault) {
 		vring_fault(ring, fault);
 		return BROKEN;
 	}
-	collection->buffers[collection->n_buffers].taken = (struct taken){ .id = chain->id, .count = chain->count };
+	collection->buffers[collection->n_buffers].taken =
+		(struct taken){.id = chain->id, .count = chain->count};
 	collection->buffers[collection->n_buffers++].room = (u32)(chain->length - before);
 	if (ring->kind == RING_PACKED)
 		advance_packed(ring, next, wrap, chain->count);
@@ -112,7 +118,8 @@ static void write_on(struct writer *writer, const u8 *from, u32 length, u64 *wri
 		u32 room = writer->segment->length - writer->offset;
 		u32 piece = length < room ? length : room;
 
-		guest_write_frame((u8 *)(uintptr_t)writer->segment->data + writer->offset, from, piece, written);
+		guest_write_frame((u8 *)(uintptr_t)writer->segment->data + writer->offset, from,
+				  piece, written);
 		from += piece;
 		length -= piece;
 		writer->offset += piece;
@@ -123,14 +130,16 @@ static void write_on(struct writer *writer, const u8 *from, u32 length, u64 *wri
 	}
 }
 
-static void write_collected(struct vring *ring, const struct packet *packet, const struct collection *collection)
+static void write_collected(struct vring *ring, const struct packet *packet,
+			    const struct collection *collection)
 {
-	struct writer writer = { .segment = collection->segments };
+	struct writer writer = {.segment = collection->segments};
 	u8 header[VNET_HEADER_MAX];
 	u32 skip = packet->header_taken, left = packet->length - skip;
 	u64 not_counted = 0; /* the header is not the frame's */
 
-	write_on(&writer, header, make_header(ring, packet, (u16)collection->n_buffers, header), &not_counted);
+	write_on(&writer, header, make_header(ring, packet, (u16)collection->n_buffers, header),
+		 &not_counted);
 	write_on(&writer, packet->header, packet->header_length, &ring->written);
 	for (u32 i = 0; left; i++) {
 		const struct segment *segment = &packet->segments[i];
@@ -152,7 +161,7 @@ static NOINLINE enum outcome write_slowly(struct vring *ring, struct packet *pac
 	u8 wrap = ring->next_wrap;
 
 	collection.n_buffers = 0;
-	collection.chain = (struct chain){ .segments = collection.segments, .room = SEGMENTS_MAX };
+	collection.chain = (struct chain){.segments = collection.segments, .room = SEGMENTS_MAX};
 	do {
 		enum outcome outcome;
 
@@ -166,7 +175,8 @@ static NOINLINE enum outcome write_slowly(struct vring *ring, struct packet *pac
 		if (outcome != TAKEN)
 			return outcome;
 		if (collection.chain.cut) {
-			packet->reason = DROP_RX_TOO_SMALL; /* in pieces that are too small, at least */
+			packet->reason =
+				DROP_RX_TOO_SMALL; /* in pieces that are too small, at least */
 			return REFUSED;
 		}
 	} while (collection.chain.length < need);
@@ -201,7 +211,8 @@ ALWAYS_INLINE u32 peek(struct vring *ring, const enum ring_kind kind, u32 max, s
 	}
 	if (kind == RING_SPLIT)
 		for (u32 i = 0; i < n + 7; i += 8)
-			__builtin_prefetch(&ring->used->ring[(ring->pending_index + i) & ring->mask], 1);
+			__builtin_prefetch(
+				&ring->used->ring[(ring->pending_index + i) & ring->mask], 1);
 	return n;
 }
 
@@ -223,11 +234,12 @@ ALWAYS_INLINE u32 tx(struct vring *ring, struct packet **packets, u32 n, const e
 			if (unlikely(!heads[i].data || need > heads[i].length)) {
 				outcome = write_slowly(ring, packets[done]);
 				done += outcome == TAKEN || outcome == REFUSED;
-				want = 1; /* what we have peeked at is used up, and the next frame is probably no smaller */
+				/* The next frame is probably no smaller. */
+				want = 1;
 				break;
 			}
 			write_simple(ring, packets[done++], heads[i].data);
-			put_used(ring, kind, (struct taken){ .id = heads[i].id, .count = 1 }, need);
+			put_used(ring, kind, (struct taken){.id = heads[i].id, .count = 1}, need);
 			advance_next(ring, kind);
 		}
 	}
@@ -250,7 +262,8 @@ u32 vring_tx(struct vring *ring, struct packet **packets, u32 n)
 	u32 done = 0;
 
 	if (likely(!ring->broken))
-		done = ring->kind == RING_PACKED ? tx_packed(ring, packets, n) : tx_split(ring, packets, n);
+		done = ring->kind == RING_PACKED ? tx_packed(ring, packets, n) :
+						   tx_split(ring, packets, n);
 	guest_bytes_written += ring->written;
 	ring->written = 0;
 	if (unlikely(ring->broken))
