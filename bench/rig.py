@@ -61,7 +61,7 @@ async def add_port(rig: Rig, port: int, vlan: VlanPolicy, rules: Sequence[AclRul
 async def running(
     ports: int, cpus: Sequence[int] = (-1,), rules: Sequence[AclRule] = (), queues: int = 1
 ) -> AsyncIterator[Rig]:
-    """A data plane with `ports` ports in access VLAN 100. `cpus`: where its workers are pinned, -1 nowhere."""
+    """A data plane with `ports` ports in access VLAN 100; `cpus`: where workers are pinned, -1 nowhere."""
     folder = Path(tempfile.mkdtemp(prefix="vswitch-bench-"))
     ended = asyncio.Event()
     process = DataplaneProcess(cpus, folder / "log", lambda _event: None, lambda _status: ended.set())

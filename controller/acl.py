@@ -82,7 +82,7 @@ class _Shape:
     def match(self) -> Match:
         """The frames of which all named fields are known and hold."""
         hidden = 0
-        if self.transport:
+        if self.transport or (self.ethertype == IPV6 and self.protocol in IPV6_CHAIN):
             hidden = KeyFlag.L4_UNKNOWN
         elif self.addresses or self.protocol is not None:
             hidden = KeyFlag.L3_UNKNOWN

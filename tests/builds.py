@@ -56,7 +56,7 @@ _MODULE = "dataplane/_dataplane" + str(sysconfig.get_config_var("EXT_SUFFIX"))
 
 
 def mutant(name: str) -> Build:
-    """A data plane with one fault (meson's option `mutant`); only its Python module is built."""
+    """An engine with one fault (meson's option `mutant`); only its Python module is built."""
     return Build(f"mutant-{name}", (f"-Dmutant={name}", "-Doptimization=1"), (_MODULE,))
 
 
