@@ -1,7 +1,5 @@
 # make demo and make test are all a newcomer needs; both set everything up first (see scripts/setup).
 PYTHON := .venv/bin/python
-# The set-up has just built everything: imports need not look again.
-export MESONPY_EDITABLE_SKIP := $(CURDIR)/build/dev
 PACKAGES := $(wildcard vswitch controller vm demo tests bench)
 C_SOURCES := $(shell find dataplane tests -name '*.[ch]' 2>/dev/null)
 
