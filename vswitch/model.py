@@ -6,7 +6,7 @@ the names (`memory_bytes`, `ageing_s`). `in` is to the VM, `out` is from it, as 
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -661,7 +661,7 @@ class Vm(Model):
     kernel: str | None = None
     initrd: str | None = None
     cmdline: str = ""
-    disks: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    disks: Annotated[Sequence[str], AfterValidator(tuple)] = ()
 
     @model_validator(mode="after")
     def _boots_something(self) -> Self:
@@ -675,7 +675,7 @@ class Vm(Model):
 class VmCreate(Vm):
     """A VM that is to be made, with its NICs."""
 
-    nics: Annotated[tuple[Nic, ...], Field(strict=False, max_length=16)] = ()
+    nics: Annotated[Sequence[Nic], Field(max_length=16), AfterValidator(tuple)] = ()
 
 
 class VmInfo(Vm):
