@@ -127,7 +127,7 @@ struct port_state {
 	uint32_t port_id;
 	uint32_t fault;		/* enum port_fault */
 	uint8_t link;		/* 1: frames can be given to it */
-	uint8_t connected;	/* vhost: a front end is connected */
+	uint8_t connected;	/* vhost: a front end is connected; pcap: 0 when the replay is through; else 1 */
 	uint8_t queues;		/* queue pairs in use */
 	uint8_t packed;
 	int32_t error;		/* errno of the last fault of the device */
