@@ -49,11 +49,11 @@ class Model:
                 self.set_port(order)
             case orders.OpenFlow():
                 self.openflow(order)
+            case orders.FdbDelete():
+                del self.statics[order.switch_id, order.vid, order.mac]
             case orders.FdbAdd():
                 assert self.settings[order.port_id].switch_id == order.switch_id
                 self.statics[order.switch_id, order.vid, order.mac] = order.port_id
-            case orders.FdbDelete():
-                del self.statics[order.switch_id, order.vid, order.mac]
             case orders.FdbFlush():
                 pass
             case _:
