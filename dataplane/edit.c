@@ -49,7 +49,11 @@ void edit_apply(const struct edit *edit, struct packet *packet)
 	u8 *header = packet->header;
 
 	if (edit->set && !edit->push) {
-		STORE_UNALIGNED(be16, header + MACS + 2, cpu_to_be16(edit->tci));
+		/* The drop-eligible bit (802.1Q, 9.6) is not in the key, which has VLAN_PRESENT
+		 * in its place: it stays as it came. */
+		be16 dei = LOAD_UNALIGNED(be16, header + MACS + 2) & cpu_to_be16(VLAN_PRESENT);
+
+		STORE_UNALIGNED(be16, header + MACS + 2, cpu_to_be16(edit->tci) | dei);
 		return;
 	}
 	if (edit->pop && edit->push) {
