@@ -31,7 +31,7 @@ BUSYBOX_PACKAGE = "busybox-static"
 MODULES = (
     # In the order in which they load; Debian's package has no modules.dep before it is installed.
     *("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci"),
-    *("failover", "net_failover", "virtio_net"),
+    *("failover", "net_failover", "virtio_net", "virtio_blk"),
     *("llc", "stp", "mrp", "garp", "8021q"),
     *("evdev", "button"),  # the power button
 )

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.system.vhost_stub import VhostStub
 from vm.errors import ConsoleTimeoutError, LaunchError, NotRunningError
 from vm.host import Host
 from vm.machine import Machine, StopWay, VmState
-from vm.spec import NicSpec, VmSpec
+from vm.spec import DiskSpec, NicSpec, VmSpec
 
 pytestmark = pytest.mark.system
 
@@ -209,6 +210,50 @@ def test_crash_is_noticed_with_its_signal_and_is_still_known_later(
         found = Machine.find(run_dir / "web", vm_host)
         assert found is not None
         assert found.status.state == VmState.CRASHED
+
+    run_and_stop(machine, body)
+
+
+def test_guest_reads_and_writes_its_disks_and_not_the_read_only_one(
+    guest_spec: MakeSpec, run_dir: Path, vm_host: Host
+) -> None:
+    raw = run_dir / "raw.img"
+    raw.write_bytes(b"from the host".ljust(1 << 20, b"."))
+    qcow2 = run_dir / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", qcow2, "8M"], check=True)
+    disks = (DiskSpec(path=raw, format="raw", read_only=True), DiskSpec(path=qcow2))
+    machine = Machine(guest_spec("web").model_copy(update={"disks": disks}), run_dir / "web", vm_host)
+
+    async def body() -> None:
+        await machine.start()
+        async with await machine.console() as console:
+            await console.wait_ready(30)
+            assert (await console.run("head -c 13 /dev/vda")).output == "from the host"
+            assert not (await console.run("echo x >/dev/vda")).ok
+            assert (await console.run("echo kept | dd of=/dev/vdb conv=fsync 2>/dev/null")).ok
+        assert await machine.stop() == StopWay.GUEST
+
+    run_and_stop(machine, body)
+    copy = run_dir / "copy.img"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", qcow2, copy], check=True)
+    assert copy.read_bytes()[:5] == b"kept\n"
+
+
+def test_machine_without_a_kernel_boots_its_disk(run_dir: Path, vm_host: Host) -> None:
+    writes_b_to_the_serial_port = bytes.fromhex(
+        "ba f8 03  b0 42  ee  f4  eb fd"
+    )  # mov dx; mov al; out; hlt; jmp
+    disk = run_dir / "boot.img"
+    disk.write_bytes((writes_b_to_the_serial_port.ljust(510, b"\0") + b"\x55\xaa").ljust(1 << 20, b"\0"))
+    spec = VmSpec(name="old", memory_bytes=64 << 20, disks=(DiskSpec(path=disk, format="raw"),))
+    machine = Machine(spec, run_dir / "old", vm_host)
+
+    async def body() -> None:
+        await machine.start()
+        await machine.wait_running()
+        async with asyncio.timeout(20):
+            while machine.paths.console_log.read_bytes() != b"B":
+                await asyncio.sleep(0.02)
 
     run_and_stop(machine, body)
 
