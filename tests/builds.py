@@ -1,7 +1,7 @@
 """Other builds of the data plane for tests: with sanitizers, or wrong on purpose.
 
-Each has its folder below build/, is made on demand and brought up to date in a moment afterwards. A lock lets several
-test processes ask for the same build at once.
+Each has its folder below build/, is made on demand and brought up to date in a moment afterwards. A lock
+lets several test processes ask for the same build at once.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Runs the tests of the switch's behaviour (tests/switch) once more, in a process with another build of the engine."""
+"""Runs the tests of the switch's behaviour (tests/switch) in a process with another build of the engine."""
 
 import os
 import subprocess
@@ -37,8 +37,8 @@ def run_switch_tests(build: Path, *arguments: str, **environment: str) -> "subpr
 def sanitizer_environment(**more: str) -> dict[str, str]:
     """Variables for programs and modules of the sanitized build.
 
-    Python itself is not sanitized and keeps its memory until it ends, so a module in it is not asked about leaks; the C
-    programs are.
+    Python itself is not sanitized and keeps its memory until it ends, so a module in it is not asked about
+    leaks; the C programs are.
     """
     return {
         "ASAN_OPTIONS": "abort_on_error=0:exitcode=99:detect_stack_use_after_return=1:strict_string_checks=1",
@@ -50,6 +50,8 @@ def sanitizer_runtime() -> str:
     """The libraries that have to be loaded before a Python that is not sanitized loads a module that is."""
     found = []
     for library in ("libasan.so", "libubsan.so"):
-        path = subprocess.run(["cc", f"-print-file-name={library}"], capture_output=True, text=True, check=True)
+        path = subprocess.run(
+            ["cc", f"-print-file-name={library}"], capture_output=True, text=True, check=True
+        )
         found.append(path.stdout.strip())
     return " ".join(found)

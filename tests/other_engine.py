@@ -1,6 +1,7 @@
 """A pytest plug-in that runs the tests with another build of the engine: `-p tests.other_engine`.
 
-$VSWITCH_TEST_BUILD names the build's folder. Its Python module of the data plane takes the place of the installed one.
+$VSWITCH_TEST_BUILD names the build's folder. Its Python module of the data plane takes the place of the
+installed one.
 """
 
 import importlib.machinery

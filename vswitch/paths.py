@@ -28,7 +28,10 @@ def client_socket() -> Path:
 
 
 def default_state_dir() -> Path:
-    """The store and the logs."""
+    """The store and the logs: $VSWITCH_STATE, or the daemon's default."""
+    given = os.environ.get("VSWITCH_STATE")
+    if given:
+        return Path(given)
     if os.geteuid() == 0:
         return Path("/var/lib/vswitch")
     base = os.environ.get("XDG_STATE_HOME")
