@@ -10,7 +10,6 @@ import pwd
 import socket
 import struct
 from asyncio import Transport
-from collections.abc import AsyncIterator
 from html import escape
 from pathlib import Path
 from typing import Annotated
@@ -236,7 +235,7 @@ def _add_ports(app: FastAPI, service: Service) -> None:
         owner: str, port: str, snaplen: Annotated[int, Query(ge=64, le=65535)] = 65535
     ) -> StreamingResponse:
         """A pcapng stream of the port's frames, both directions, until it is closed."""
-        stream: AsyncIterator[bytes] = await service.capture(f"{owner}/{port}", snaplen)
+        stream = await service.capture(f"{owner}/{port}", snaplen)
         return StreamingResponse(stream, media_type="application/x-pcapng")
 
 

@@ -51,6 +51,7 @@ class Applier:
         self._switches: dict[int, orders.SwitchAdd] = {}
         self._ports: dict[int, TargetPort] = {}
         self._statics: dict[tuple[int, int, bytes], int] = {}
+        self._wanted = Target()
         self._devices: dict[int, devices.Device] = {}
         self._rows: dict[int, PortRow] = {}
         self.broken: dict[int, str] = {}
@@ -144,7 +145,7 @@ class Applier:
         await self._run(state, strict=False)
 
     async def _run(self, state: State, strict: bool) -> None:
-        wanted = target(state, self._run_dir, self._actual())
+        wanted = self._wanted = target(state, self._run_dir, self._wanted)
         self._rows.update({row.id: row for row in state.ports.values()})
         skipped: set[int] = set()
         for order in plan(wanted, self._actual()):

@@ -9,7 +9,7 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from vswitch import errors, orders
@@ -124,7 +124,7 @@ def pcapng_packet(frame: CapturedFrame) -> bytes:
     return _block(6, body)
 
 
-async def capture(transport: Transport, port_id: int, port: str, snaplen: int) -> AsyncIterator[bytes]:
+async def capture(transport: Transport, port_id: int, port: str, snaplen: int) -> AsyncGenerator[bytes, None]:
     """A pcapng stream of one port, until it is closed.
 
     The first chunk, the header, comes when the capture runs.

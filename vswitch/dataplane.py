@@ -130,6 +130,8 @@ class Engine:
 
     def ask(self, order: orders.Order, fds: Sequence[int] = ()) -> orders.Answer:
         """Carries out an order and returns its answer, whatever its error is."""
+        if self._dataplane == ffi.NULL:
+            raise errors.UnavailableError("the data plane has been closed")
         message = orders.pack(order, self._next_id, len(fds))
         self._next_id += 1
         own = [os.dup(fd) for fd in fds]  # the engine owns what it gets

@@ -143,11 +143,14 @@ def _port_set(state: State, row: PortRow) -> orders.PortSet:
 
 
 def target(state: State, run_dir: Path, before: Target | None = None) -> Target:
-    """What the data plane shall hold. Policies that are unchanged since `before` are not compiled again."""
+    """What the data plane shall hold; what has not changed since `before`, an earlier target, is as there."""
     known = {} if before is None else before.ports
     ports: dict[int, TargetPort] = {}
     for row in state.ports.values():
         old = known.get(row.id)
+        if old is not None and old.row is row:
+            ports[row.id] = old
+            continue
         if old is not None and old.policy is not None and old.row is not None and _same_policy(old.row, row):
             policy = old.policy
         else:

@@ -9,7 +9,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -457,7 +458,7 @@ class Service:
         ports = {other.id: other for other in self.state.ports.values()}
         return trace.describe(port, frame, orders.parse_trace(answer), ports)
 
-    async def capture(self, port: str, snaplen: int) -> AsyncIterator[bytes]:
+    async def capture(self, port: str, snaplen: int) -> AsyncGenerator[bytes, None]:
         """A pcapng stream, running when this returns."""
         row = wanted.port_row(self.state, port)
         stream = capture.capture(self._applier.transport, row.id, port, snaplen)
@@ -470,10 +471,12 @@ class Service:
                 ) from error
             raise
 
-        async def whole() -> AsyncIterator[bytes]:
-            yield first
-            async for chunk in stream:
-                yield chunk
+        async def whole() -> AsyncGenerator[bytes, None]:
+            # The capture ends with whoever reads it, at once.
+            async with aclosing(stream):
+                yield first
+                async for chunk in stream:
+                    yield chunk
 
         return whole()
 
