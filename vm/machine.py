@@ -437,10 +437,11 @@ class Machine:
 
     def _log_tail(self) -> str:
         try:
-            lines = self.paths.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+            lines = self.paths.log.read_text(errors="replace").splitlines()
         except OSError:
             return ""
-        return "QEMU said: " + " / ".join(lines) if lines else ""
+        told = [line for line in lines if ": info: " not in line][-_LOG_TAIL_LINES:]
+        return "QEMU said: " + " / ".join(told) if told else ""
 
     def _set_status(self, status: VmStatus) -> None:
         if status != self._status:

@@ -78,7 +78,8 @@ def test_socket_that_another_process_listens_on_is_refused(folder: Path) -> None
 
 
 def test_qemu_that_ends_at_once_is_told_in_its_own_words(folder: Path) -> None:
-    program = script(folder, "echo 'qemu: no such machine' >&2; exit 1")
+    words = "echo 'qemu: info: waiting' >&2; echo 'qemu: no such machine' >&2"
+    program = script(folder, f"{words}; exit 1")
     refused(machine(folder, program), LaunchError, "ended with status 1. QEMU said: qemu: no such machine")
 
 
