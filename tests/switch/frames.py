@@ -36,7 +36,6 @@ def mac(number: int) -> bytes:
 class Payload:
     """What stands behind MACs and tags."""
 
-    name: str
     ethertype: int
     data: bytes
 
@@ -101,22 +100,19 @@ def _ipv6() -> list[Packet]:
     return built
 
 
+def of(packet: Packet) -> Payload:
+    """What scapy makes of this packet."""
+    ethertype = {IP: 0x0800, IPv6: 0x86DD, ARP: 0x0806}.get(type(packet), 0x88B5)
+    return Payload(ethertype, bytes(packet))
+
+
 @cache
 def payloads() -> tuple[Payload, ...]:
     """Packets of every kind that the switch tells apart; built once."""
-    built = [Payload(packet.summary(), 0x0800, bytes(packet)) for packet in _ipv4()]
-    built += [Payload(packet.summary(), 0x86DD, bytes(packet)) for packet in _ipv6()]
-    for operation in (1, 2):
-        arp = ARP(op=operation, psrc=V4[0], pdst=V4[1])
-        built.append(Payload(arp.summary(), 0x0806, bytes(arp)))
+    built = [of(packet) for packet in _ipv4() + _ipv6()]
+    built += [of(ARP(op=operation, psrc=V4[0], pdst=V4[1])) for operation in (1, 2)]
     for inner in (IP(src=V4[0], dst=V4[1]) / UDP(dport=80), Raw(b"x" * 40)):
-        behind = LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP(code=0x0800) / inner
-        built.append(Payload("SNAP " + inner.summary(), len(behind), bytes(behind)))
-    built.append(Payload("802.3", 46, bytes(46)))
-    built.append(Payload("experimental", 0x88B5, bytes(46)))
+        behind = bytes(LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP(code=0x0800) / inner)
+        built.append(Payload(len(behind), behind))
+    built += [Payload(46, bytes(46)), Payload(0x88B5, bytes(46))]
     return tuple(built)
-
-
-def payload(name: str) -> Payload:
-    """The first whose summary contains `name`."""
-    return next(one for one in payloads() if name in one.name)
