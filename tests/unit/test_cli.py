@@ -190,7 +190,7 @@ READS: list[tuple[str, dict[str, object], object, list[str]]] = [
         "changes",
         {"GET /v1/changes": [CHANGE]},
         [CHANGE],
-        ["root", "port web/eth0", "vlan: untagged → access 100\n"],
+        ["2026-11-24 21:00:00", "root", "port web/eth0", "vlan: untagged → access 100\n"],
     ),
 ]
 

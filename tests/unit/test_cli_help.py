@@ -85,7 +85,7 @@ def test_examples_are_understood(path: str, daemon: FakeDaemon, capsys: pytest.C
     for example in _examples(COMMANDS[path]):
         # What is for vswitch, of pipes and of other programs' arguments.
         part = next(part for part in example.replace("$(", "|").split("|") if "vswitch" in part)
-        words = shlex.split(part.rstrip(") "))
+        words = shlex.split(part.partition(")")[0] if "$(" in example else part)
         words = words[words.index("vswitch") + 1 :]
         assert run(words) == 1, example
         assert "not faked" in capsys.readouterr().err, "it got as far as to ask the daemon"

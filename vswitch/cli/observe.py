@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -99,9 +100,9 @@ def register(app: typer.Typer) -> None:
         if limit < 1:
             raise errors.InvalidInputError(f"a limit of {limit} is not possible", "1 or more")
         made = session.client.changes(limit)
-        rows = [(c.when, c.who.name, c.who.uid, c.who.pid, c.what, _difference(c)) for c in made]
+        rows = [(_time(c.when), c.who.name, c.who.uid, c.who.pid, c.what, _difference(c)) for c in made]
         columns: list[Column | str] = [
-            "WHEN",
+            "WHEN (UTC)",
             "WHO",
             Column("UID", right=True),
             Column("PID", right=True),
@@ -161,6 +162,11 @@ def _render_watch(session: Session, counts: Sequence[DropCount], before: dict[tu
     ]
     columns: list[Column | str] = ["PORT", "REASON", Column("PACKETS", right=True), Column("+", right=True)]
     session.out.table([*columns, "DROPPED BECAUSE"], rows)
+
+
+def _time(text: str) -> str:
+    """An ISO time in UTC, to the second."""
+    return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _difference(change: Change) -> str:

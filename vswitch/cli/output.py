@@ -27,6 +27,8 @@ STYLES = {
     "running": "green",
     "up": "green",
     "yes": "green",
+    "ok": "green",
+    "missing": "yellow",
     "crashed": "bold red",
     "fault": "bold red",
     "down": "yellow",

@@ -238,7 +238,7 @@ def list_ports(
     "show",
     examples=[
         "vswitch port show web/eth0",
-        "qemu-system-x86_64 -m 1G $(vswitch port show lab/db --qemu-args)",
+        "qemu-system-x86_64 $(vswitch port show lab/db --qemu-args) db.qcow2",
     ],
 )
 def show(
