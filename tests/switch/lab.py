@@ -4,16 +4,19 @@ Needs no root, no sockets and no threads.
 """
 
 from collections import Counter
+from copy import deepcopy
 
 from controller.entry import rule_of
 from controller.messages import flow_stats_request, parse_flow_stats
 from controller.policy import CompiledPolicy, changes, compile_port
 from controller.settings import PortPolicy
-from tests.switch.reference import Port, Switch
+from tests.switch.reference import Port, Switch, tci_of
 from vswitch import orders
 from vswitch.dataplane import Engine, drop_reasons
 
 SWITCH = 1
+TRACE_OUTPUT, TRACE_DROP = 6, 7  # enum trace_kind
+PCP_AND_VID = 0xEFFF
 REASONS = [name for name, _ in drop_reasons()]
 WAYS = {"from_port": orders.FROM_PORT, "to_port": orders.TO_PORT}
 
@@ -50,6 +53,13 @@ class Lab:
         self.reference.ports[number].rules.clear()
         self.base[number] = self._rules(number)
 
+    def replace(self, number: int, port: Port) -> None:
+        """Deletes a port and makes another of the same number."""
+        self.got(number)
+        self.engine.order_now(orders.PortDelete(number))
+        self.reference.forget(number)
+        self.add(number, port)
+
     def set_up(self, number: int, up: bool) -> None:
         """Enables or disables a port."""
         self.reference.ports[number].up = up
@@ -61,6 +71,21 @@ class Lab:
             self.engine.send(number, frame)
             self.reference.send(number, frame)
         self.engine.settle()
+
+    def check_trace(self, number: int, frame: bytes) -> None:
+        """A trace says what would happen to the frame, and changes nothing itself."""
+        foreseen = deepcopy(self.reference)
+        for port in foreseen.ports.values():
+            port.got, port.drops = [], Counter()
+        foreseen.send(number, frame)
+        ways = [(at, tci_of(out)) for at, port in foreseen.ports.items() for out in port.got]
+        losses = [(at, reason) for at, port in foreseen.ports.items() for reason in port.drops]
+        told = orders.parse_trace(self.engine.order_now(orders.TraceFrame(number, frame)))
+
+        outputs = [(one.port, one.vlan_tci & PCP_AND_VID) for one in told if one.kind == TRACE_OUTPUT]
+        assert outputs == sorted(ways), f"trace: {outputs} instead of {sorted(ways)}"
+        drops = [(one.port, REASONS[one.value]) for one in told if one.kind == TRACE_DROP]
+        assert drops == sorted(losses), f"trace: {drops} instead of {sorted(losses)}"
 
     def advance(self, seconds: int) -> None:
         """Moves the clock, and lets the engine do what is due."""

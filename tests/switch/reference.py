@@ -133,6 +133,12 @@ def read(data: bytes) -> Frame:
     return Frame(data[:6], data[6:12], tag, rest, ethertype, ip)
 
 
+def tci_of(data: bytes) -> int:
+    """PCP and VID of the outermost tag; 0 without one."""
+    tag = read(data).tag
+    return 0 if tag is None else tag[1] & 0xEFFF
+
+
 def l3_bytes(data: bytes) -> int:
     """What counts against an MTU: all behind the Ethernet header and at most two tags."""
     tags = 0
@@ -311,6 +317,11 @@ class Switch:
         if self.ageing:
             oldest = self.now - self.ageing
             self.learned = {key: entry for key, entry in self.learned.items() if entry.seen >= oldest}
+
+    def forget(self, at: int) -> None:
+        """A port goes, with what was learned there."""
+        del self.ports[at]
+        self.learned = {key: entry for key, entry in self.learned.items() if entry.port != at}
 
     def owner(self, mac: bytes) -> int | None:
         """The port whose own MAC this is."""

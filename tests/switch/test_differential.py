@@ -127,19 +127,27 @@ Step = Callable[[Lab], None]
 def steps(draw: st.DrawFn) -> Step:
     """Something that happens: a burst of frames, more often than anything else."""
     number = draw(st.integers(1, N_PORTS))
-    kind = draw(st.sampled_from(["send", "send", "send", "send", "send", "policy", "advance", "up"]))
+    kind = draw(st.sampled_from(["send"] * 5 + ["policy", "advance", "up", "replace"]))
     if kind == "policy":
         policy = draw(policies(number))
         return lambda lab: lab.set_policy(number, policy)
     if kind == "advance":
         seconds = draw(st.sampled_from([2, 130, 400]))
         return lambda lab: lab.advance(seconds)
+    if kind == "replace":
+        port = draw(ports(number))
+        return lambda lab: lab.replace(number, port)
     if kind == "up":
         up = draw(st.booleans())
         return lambda lab: lab.set_up(number, up)
     burst = draw(st.lists(frames(number), min_size=1, max_size=6))
-    # Twice: the second time, the flow cache answers.
-    return lambda lab: lab.send(number, *burst, *burst)
+
+    def send(lab: Lab) -> None:
+        lab.check_trace(number, burst[0])
+        # Twice: the second time, the flow cache answers.
+        lab.send(number, *burst, *burst)
+
+    return send
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
