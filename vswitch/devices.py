@@ -263,6 +263,10 @@ def open_device(port: Port, socket_path: Path | None, ours: set[str]) -> Device:
 
 async def close(device: Device) -> None:
     """Closes and removes all that `open_device` made."""
+    if device.interface is not None and device.fds:
+        # It goes with its last descriptor then, also from another namespace.
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(device.fds[0], _TUNSETPERSIST, 0)
     for fd in device.fds:
         os.close(fd)
     device.fds.clear()
