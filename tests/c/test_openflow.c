@@ -393,6 +393,7 @@ static void put_mixture(struct bytes *bytes)
 static void error_in_the_last_message_takes_all_back(void)
 {
 	static struct bytes bytes;
+	struct mod all = {.command = OFPFC_DELETE, .table = OFPTT_ALL};
 	struct mod bad = {.match = "8000 14 01 06"};
 	u64 before, version;
 
@@ -411,6 +412,10 @@ static void error_in_the_last_message_takes_all_back(void)
 			reclaim_all();
 	}
 	CHECK(fingerprint() == before);
+	/* What was restored knows nothing of what was to take its place. */
+	CHECK_EQ(apply_mod(&all), 0);
+	reclaim_all();
+	CHECK_EQ(target.entries, 0);
 	clear();
 }
 
