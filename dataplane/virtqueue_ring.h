@@ -152,6 +152,23 @@ ALWAYS_INLINE u32 peek_packed(struct vring *ring, u32 max, struct head *heads, c
 	return n;
 }
 
+/* The first two lines of each buffer: where a frame's headers are. `write`: they are going to be
+ * written. A buffer that is not simple has no address yet; prefetching around zero does no harm. */
+ALWAYS_INLINE void prefetch_heads(const struct head *heads, u32 n, const u16 write)
+{
+	for (u32 i = 0; i < n; i++) {
+		const void *second = (const void *)((uintptr_t)heads[i].data + CACHE_LINE);
+
+		if (write) {
+			__builtin_prefetch(heads[i].data, 1);
+			__builtin_prefetch(second, 1);
+		} else {
+			__builtin_prefetch(heads[i].data);
+			__builtin_prefetch(second);
+		}
+	}
+}
+
 /* A whole buffer of several descriptors, direct or indirect. */
 struct chain {
 	struct segment *segments; /* room for `room` of them: the caller's */

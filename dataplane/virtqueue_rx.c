@@ -136,10 +136,7 @@ ALWAYS_INLINE u32 rx(struct vring *ring, struct rx_queue *queue, u32 max, const 
 
 		if (!n)
 			break;
-		for (u32 i = 0; i < n; i++) {
-			__builtin_prefetch(heads[i].data);
-			__builtin_prefetch(heads[i].data + CACHE_LINE);
-		}
+		prefetch_heads(heads, n, 0);
 		prefetch_used(ring, kind, n);
 		for (u32 i = 0; i < n && patience; i++) {
 			struct packet *packet = &queue->slots[queue->head & (RX_SLOTS - 1)];

@@ -205,10 +205,7 @@ ALWAYS_INLINE u32 peek(struct vring *ring, const enum ring_kind kind, u32 max, s
 	u32 n = kind == RING_PACKED ? peek_packed(ring, max, heads, DESC_WRITE) :
 				      peek_split(ring, max, heads, DESC_WRITE);
 
-	for (u32 i = 0; i < n; i++) {
-		__builtin_prefetch(heads[i].data, 1);
-		__builtin_prefetch(heads[i].data + CACHE_LINE, 1);
-	}
+	prefetch_heads(heads, n, DESC_WRITE);
 	if (kind == RING_SPLIT)
 		for (u32 i = 0; i < n + 7; i += 8)
 			__builtin_prefetch(
