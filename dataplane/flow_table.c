@@ -1,12 +1,14 @@
-/* Prioritised, masked entries in versions: see flow_table.h. This file holds the tables of tuples, versions and masks;
- * flow_tuple.c holds one hash table and decides which bits it looks at.
+/* Prioritised, masked entries in versions: see flow_table.h. This file holds the tables of tuples,
+ * versions and masks; flow_tuple.c holds one hash table and decides which bits it looks at.
  *
- * An entry goes into the finest tuple that its own mask covers and whose chain for it is short. Only when all chains are
- * long, a new tuple is made, by the fields that tell the entry from those in its way. So a small table is one short
- * list, and a large one gets the few tuples that its entries ask for; an entry never moves.
+ * An entry goes into the finest tuple that its own mask covers and whose chain for it is short.
+ * Only when all chains are long, a new tuple is made, by the fields that tell the entry from those
+ * in its way. So a small table is one short list, and a large one gets the few tuples that its
+ * entries ask for; an entry never moves.
  *
- * Entries are written by administrators and controllers (checked by openflow.c), keys come from guests' frames.
- * Threads: flow_table_lookup() and flow_table_mask() on workers, all else on the control thread. Never blocks a reader.
+ * Entries are written by administrators and controllers (checked by openflow.c), keys come from
+ * guests' frames. Threads: flow_table_lookup() and flow_table_mask() on workers, all else on the
+ * control thread. Never blocks a reader.
  */
 #include "flow_table.h"
 
@@ -15,9 +17,11 @@
 
 #include "flow_tuple.h"
 
-/* Chains up to this length are not worth a tuple: measured, see docs/performance.md */
+/* Chains up to this length are not worth a tuple. 4, 8 and 16 cost a lookup about the same (`bench`
+ * of tests/c/test_flow_table_large.c): 8 keeps few tuples and short lists. */
 #define CHAIN_LIMIT 8
-/* Entries whose masks have nothing in common can ask for a tuple each. More than this cost a lookup more than long chains. */
+/* Entries whose masks have nothing in common can ask for a tuple each. More than this cost a lookup
+ * more than long chains. */
 #define TUPLES_MAX 256
 
 /* What a lookup walks, by falling priority as far as the writer has come to sort it. */
@@ -39,13 +43,13 @@ struct flow_table {
 
 	/* The writer's own. */
 	u32 live;
-	u32 looked_at[sizeof(
-		struct flow_key)]; /* by byte of the key: entries whose mask has bits there */
+	u32 looked_at[sizeof(struct flow_key)]; /* by byte of the key: entries whose mask has bits
+						   there */
 	struct flow_entry *hidden; /* removed, not yet reclaimed */
 	struct flow_retired *retired;
 };
 
-/* From the 16 random bytes that the kernel gives each process: no system call is needed for them. */
+/* From the 16 random bytes that the kernel gives each process: needs no system call. */
 static void make_secret(u64 *secret)
 {
 	const void *random = (const void *)getauxval(AT_RANDOM);
@@ -121,7 +125,8 @@ static void merge_used(struct flow_key *used, const struct flow_match *match)
 		used->l4_dst = 0xffff;
 }
 
-/* The entry of the tuple's chain with a priority above `floor`, or NULL. The chain falls: the first is the highest. */
+/* The entry of the tuple's chain with a priority above `floor`, or NULL. The chain falls: the first
+ * is the highest. */
 ALWAYS_INLINE struct flow_entry *search_chain(const struct flow_node *node, u32 hash, int floor,
 					      const struct flow_key *key, u64 version,
 					      struct flow_key *used)
@@ -215,7 +220,8 @@ static int by_falling_priority(const void *a, const void *b)
 	       ((const struct tuple_item *)a)->max_priority;
 }
 
-/* Publishes the list without empty tuples, with `add` (NULL: none), sorted. Tuples that are left out go to the retired. */
+/* Publishes the list without empty tuples, with `add` (NULL: none), sorted. Tuples that are left
+ * out go to the retired. */
 static int publish_list(struct flow_table *table, struct flow_tuple *add, int priority)
 {
 	struct tuple_list *old = table->list;
@@ -356,8 +362,8 @@ static bool list_is_good(const struct tuple_list *list)
 	return true;
 }
 
-/* Unlinks what no reader of `version` or later can see; returns the entries, chained by next. Their `hash` then is
- * the number of the node that they had. */
+/* Unlinks what no reader of `version` or later can see; returns the entries, chained by next. Their
+ * `hash` then is the number of the node that they had. */
 static struct flow_entry *unlink_hidden(struct flow_table *table, u64 version)
 {
 	struct flow_entry *gone = NULL, **at = &table->hidden, *entry;
@@ -407,7 +413,8 @@ void flow_entry_counts(const struct flow_entry *entry, u64 *packets, u64 *bytes)
 	}
 }
 
-/* Gives an entry's counts to its heir before it goes. The heir was made later, so it is still there or goes in the same turn. */
+/* Gives an entry's counts to its heir before it goes. The heir was made later, so it is still there
+ * or goes in the same turn. */
 static void hand_down(struct flow_entry *entry)
 {
 	u64 packets, bytes;
@@ -430,7 +437,8 @@ u32 flow_table_reclaim(struct flow_table *table, u64 version, void (*grace)(void
 		lower_priorities(table);
 		shrink_mask(table);
 	}
-	/* Without memory the old list does as well: empty tuples are skipped, order only saves time. */
+	/* Without memory the old list does as well: empty tuples are skipped, order only saves
+	 * time. */
 	if (!list_is_good(table->list))
 		(void)publish_list(table, NULL, 0);
 	if (gone || table->retired)

@@ -1,4 +1,5 @@
-/* One hash table of a flow_table: see flow_tuple.h. Control thread; readers only follow what it publishes. */
+/* One hash table of a flow_table: see flow_tuple.h. Control thread; readers only follow what it
+ * publishes. */
 #include "flow_tuple.h"
 
 #include <stdlib.h>
@@ -172,8 +173,8 @@ static const struct {
 #undef FIELD
 };
 
-/* How many of a field's leading bytes, all of which the mask has, to look at. Coarse on purpose: entries with
- * prefixes of nearby lengths share a tuple. */
+/* How many of a field's leading bytes, all of which the mask has, to look at. Coarse on purpose:
+ * entries with prefixes of nearby lengths share a tuple. */
 static u32 coarse_bytes(const u8 *mask, u32 size)
 {
 	u32 n = 0;

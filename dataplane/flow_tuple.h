@@ -1,9 +1,10 @@
 /* One hash table of a flow_table: entries that are told apart by the same bits of the key.
  *
- * A tuple's mask may be coarser than the masks of its entries; whoever finds a node still has to ask flow_match_accepts().
- * Masks and keys come from administrators and controllers (checked by openflow.c), keys of lookups from guests.
- * Threads: one writer; readers without locks inside an RCU read section. What the writer takes out of the readers' sight is put on a
- * list of retired memory and freed after a grace period (flow_table_reclaim). Nothing here frees an entry.
+ * A tuple's mask may be coarser than the masks of its entries; whoever finds a node still has to
+ * ask flow_match_accepts(). Masks and keys come from administrators and controllers (checked by
+ * openflow.c), keys of lookups from guests. Threads: one writer; readers without locks inside an
+ * RCU read section. What the writer takes out of the readers' sight is put on a list of retired
+ * memory and freed after a grace period (flow_table_reclaim). Nothing here frees an entry.
  */
 #ifndef VSWITCH_FLOW_TUPLE_H
 #define VSWITCH_FLOW_TUPLE_H
@@ -23,8 +24,8 @@ struct flow_node {
 	u32 priority;
 };
 
-/* Chains and the memory of their nodes. Replaced as a whole when it is full: the old nodes stay as they are for the readers
- * that are still in them. */
+/* Chains and the memory of their nodes. Replaced as a whole when it is full: the old nodes stay as
+ * they are for the readers that are still in them. */
 struct flow_buckets {
 	struct flow_retired retired;
 	struct flow_node *nodes;
@@ -47,15 +48,16 @@ struct flow_tuple {
 	bool max_left; /* an entry of the highest priority was unlinked */
 };
 
-/* The bits and values by which an entry can be hashed: those of its mask, and what all numbers of a port range have in common. */
+/* The bits and values by which an entry can be hashed: those of its mask, and what all numbers of a
+ * port range have in common. */
 struct flow_needle {
 	struct flow_key key, mask;
 };
 
 #define FLOW_SECRET_WORDS 8
 
-/* Keyed, so that a stranger who chooses keys can't choose chains: a sum of products (NH: Black et al., "UMAC", CRYPTO '99),
- * folded to 32 bits. */
+/* Keyed, so that a stranger who chooses keys can't choose chains: a sum of products (NH: Black et
+ * al., "UMAC", CRYPTO '99), folded to 32 bits. */
 ALWAYS_INLINE u32 flow_tuple_hash(const u64 *secret, const struct flow_key *key,
 				  const struct flow_key *mask)
 {
@@ -79,10 +81,12 @@ void flow_tuple_free(struct flow_tuple *tuple);
 /* Makes room for one more node; the old buckets go to `retired`. 0 or -ENOMEM. */
 int flow_tuple_reserve(struct flow_tuple *tuple, struct flow_retired **retired);
 
-/* Puts the entry into its chain. There is room (flow_tuple_reserve). Sets entry->tuple and entry->hash. */
+/* Puts the entry into its chain. There is room (flow_tuple_reserve). Sets entry->tuple and
+ * entry->hash. */
 void flow_tuple_link(struct flow_tuple *tuple, struct flow_entry *entry, u32 hash);
 
-/* Takes the entry out of its chain and returns the number of its node. It is given back after a grace period. */
+/* Takes the entry out of its chain and returns the number of its node. It is given back after a
+ * grace period. */
 u32 flow_tuple_unlink(struct flow_tuple *tuple, const struct flow_entry *entry);
 
 /* Lets the node be used again. */
@@ -91,8 +95,8 @@ void flow_tuple_give_back(struct flow_tuple *tuple, u32 number);
 /* Nodes in the chain of `hash`, counted up to `limit`. */
 u32 flow_tuple_chain(const struct flow_tuple *tuple, u32 hash, u32 limit);
 
-/* A finer mask than the tuple's by which the needle is told from most entries of the chain of `hash`; at finest the needle's own.
- * Returns false when there is none that is finer. */
+/* A finer mask than the tuple's by which the needle is told from most entries of the chain of
+ * `hash`; at finest the needle's own. Returns false when there is none that is finer. */
 bool flow_tuple_refine(const struct flow_tuple *tuple, const struct flow_needle *needle, u32 hash,
 		       struct flow_key *finer);
 

@@ -1,7 +1,8 @@
 /* OpenFlow messages applied to flow tables, as one transaction: see openflow.h.
  *
- * Bytes are strangers'. Control thread only; never touches a packet. Changes are made as they are read and noted; readers see
- * none of them before the caller publishes the version, and the notes take them back when a later message is in error.
+ * Bytes are strangers'. Control thread only; never touches a packet. Changes are made as they are
+ * read and noted; readers see none of them before the caller publishes the version, and the notes
+ * take them back when a later message is in error.
  */
 #include "openflow.h"
 
@@ -73,8 +74,8 @@ static u32 remove_entry(struct transaction *transaction, struct flow_table *tabl
 	return 0;
 }
 
-/* Adds the entry in place of `old` (NULL: none), whose counts it goes on with where `inherits`. The entry is the table's
- * afterwards, or freed in case of an error. */
+/* Adds the entry in place of `old` (NULL: none), whose counts it goes on with where `inherits`. The
+ * entry is the table's afterwards, or freed in case of an error. */
 static u32 add_entry(struct transaction *transaction, struct flow_entry *entry,
 		     struct flow_entry *old, bool inherits)
 {

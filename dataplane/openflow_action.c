@@ -1,4 +1,5 @@
-/* Instructions and actions, read and written: see openflow_wire.h. Reads a controller's bytes. Control thread only. Never allocates. */
+/* Instructions and actions, read and written: see openflow_wire.h. Reads a controller's bytes.
+ * Control thread only. Never allocates. */
 #include "api.h"
 #include "drop.h"
 #include "openflow_wire.h"
@@ -8,7 +9,8 @@
 #define OXM_VLAN_VID 6
 #define OXM_VLAN_PCP 7
 
-/* What is known of the outermost tag while the actions are gone through (7.2.5: an action must fit the match). */
+/* What is known of the outermost tag while the actions are gone through (7.2.5: an action must fit
+ * the match). */
 enum tag_state { TAG_UNKNOWN, TAG_NONE, TAG_THERE };
 
 struct action_reader {
@@ -224,7 +226,8 @@ u32 openflow_instructions_decode(struct flow_entry *entry, const u8 *data, u32 l
 		error = read_instruction(&reader, type, data + at, be16_to_cpu(tlv.length));
 		if (error)
 			return error;
-		/* At most one of each type (7.2.4), which has no error of its own before OpenFlow 1.4. */
+		/* At most one of each type (7.2.4), which has no error of its own before
+		 * OpenFlow 1.4. */
 		if (seen & 1u << type)
 			return OFPBIC_UNSUP_INST;
 		seen |= 1u << type;

@@ -1,4 +1,5 @@
-/* Matches in OXM and back: see openflow_wire.h and openflow.h. Reads a controller's bytes. Control thread only. Never allocates. */
+/* Matches in OXM and back: see openflow_wire.h and openflow.h. Reads a controller's bytes. Control
+ * thread only. Never allocates. */
 #include "openflow_wire.h"
 
 #define OXM_FIELD_MAX 16 /* bytes of the longest value */
@@ -39,8 +40,8 @@ enum oxm_id {
 /* What has to be known of the frame before a field means something (7.2.3.6). */
 enum prerequisite { ALWAYS, TAG, IP, IPV4, IPV6, ARP, TCP, UDP, SCTP, ICMPV4, ICMPV6, PORTS };
 
-/* 7.2.3.7; ours: openflow.h. In the order in which they are written: each behind what it presupposes.
- * Where a value's bits lie in the key: at `offset`, from bit `shift` of it on. */
+/* 7.2.3.7; ours: openflow.h. In the order in which they are written: each behind what it
+ * presupposes. Where a value's bits lie in the key: at `offset`, from bit `shift` of it on. */
 static const struct oxm {
 	u16 class;
 	u8 number;
@@ -255,7 +256,8 @@ static void put_range(struct flow_match *match, u8 id, u32 value)
 	}
 }
 
-/* Puts the field's bits where the key has them; what is not shifted goes byte by byte, to the end of a wider number. */
+/* Puts the field's bits where the key has them; what is not shifted goes byte by byte, to the end
+ * of a wider number. */
 static void put_field(struct flow_match *match, const struct field *field)
 {
 	const struct oxm *oxm = &oxms[field->id];
@@ -397,7 +399,8 @@ static bool get_range(struct field *field, const struct flow_match *match)
 	return source ? match->range_src : match->range_dst;
 }
 
-/* Gets the field's value and mask out of the match. Returns false when the match says nothing of it. */
+/* Gets the field's value and mask out of the match. Returns false when the match says nothing of
+ * it. */
 static bool get_field(struct field *field, const struct flow_match *match)
 {
 	const struct oxm *oxm = &oxms[field->id];

@@ -1,4 +1,5 @@
-/* Statistics of flow entries and tables (OpenFlow 1.3.5, 7.3.5): see openflow_wire.h. Reads a controller's requests. Control thread only. */
+/* Statistics of flow entries and tables (OpenFlow 1.3.5, 7.3.5): see openflow_wire.h. Reads a
+ * controller's requests. Control thread only. */
 #include "openflow_wire.h"
 
 /* ---- replies in parts ---- */

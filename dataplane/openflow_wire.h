@@ -1,8 +1,9 @@
-/* OpenFlow 1.3.5 on the wire, as far as it is spoken here: layouts with their section numbers, each with the check that has
- * to pass before it is used; and what the files openflow*.c share.
+/* OpenFlow 1.3.5 on the wire, as far as it is spoken here: layouts with their section numbers, each
+ * with the check that has to pass before it is used; and what the files openflow*.c share.
  *
- * All bytes are strangers': a controller's, at best our own compiler's. They are copied into these structs, checked, then used.
- * Control thread only. Errors are one number, type and code of 7.4.4; none of the types used is 0, so 0 is success.
+ * All bytes are strangers': a controller's, at best our own compiler's. They are copied into these
+ * structs, checked, then used. Control thread only. Errors are one number, type and code of 7.4.4;
+ * none of the types used is 0, so 0 is success.
  */
 #ifndef VSWITCH_OPENFLOW_WIRE_H
 #define VSWITCH_OPENFLOW_WIRE_H
@@ -320,15 +321,18 @@ struct openflow_reply {
 /* `size` more bytes of reply, or NULL. */
 u8 *openflow_reply_add(struct openflow_reply *reply, u32 size);
 
-/* Reads the match at the start of `data` into `match`, in one form for each meaning (a mask of ones is none, a range of
- * one number is that number). *used: its bytes with the padding. 0 or an error. */
+/* Reads the match at the start of `data` into `match`, in one form for each meaning (a mask of ones
+ * is none, a range of one number is that number). *used: its bytes with the padding.
+ * 0 or an error. */
 u32 openflow_match_decode(struct flow_match *match, const u8 *data, u32 length, bool controllers,
 			  u32 *used);
 
-/* The same match as OXM fields, in an order in which none stands before what it presupposes. Returns the bytes. */
+/* The same match as OXM fields, in an order in which none stands before what it presupposes.
+ * Returns the bytes. */
 u32 openflow_match_encode(const struct flow_match *match, u8 data[OFP_MATCH_MAX]);
 
-/* Reads instructions into the entry's goto_table and actions; entry->match and entry->table are set. 0 or an error. */
+/* Reads instructions into the entry's goto_table and actions; entry->match and entry->table are
+ * set. 0 or an error. */
 u32 openflow_instructions_decode(struct flow_entry *entry, const u8 *data, u32 length,
 				 const struct openflow_target *target);
 
@@ -341,7 +345,8 @@ struct openflow_filter {
 	u32 out_port, out_group;
 };
 
-/* True when every frame that the entry matches is matched by the filter, and cookie and output fit. */
+/* True when every frame that the entry matches is matched by the filter, and cookie and
+ * output fit. */
 bool openflow_filter_accepts(const struct openflow_filter *filter, const struct flow_entry *entry);
 
 /* Answers a multipart request of `length` bytes. 0 or an error; a lack of room is in the reply. */

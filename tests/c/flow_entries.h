@@ -1,4 +1,5 @@
-/* What the flow table's tests share: entries, and keys and matches from small sets, so that entries overlap and keys hit. */
+/* What the flow table's tests share: entries, and keys and matches from small sets, so that entries
+ * overlap and keys hit. */
 #ifndef VSWITCH_TESTS_FLOW_ENTRIES_H
 #define VSWITCH_TESTS_FLOW_ENTRIES_H
 

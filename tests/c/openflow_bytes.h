@@ -1,4 +1,5 @@
-/* What the OpenFlow tests share: tables without a switch around them, messages written as hexadecimal text.
+/* What the OpenFlow tests share: tables without a switch around them, messages written as
+ * hexadecimal text.
  *
  * Included by one test program each; what it keeps is that program's own.
  */

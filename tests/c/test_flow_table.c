@@ -218,7 +218,8 @@ static void each_visits_every_live_entry_and_may_remove_it(void)
 	flow_table_free(scan_table);
 }
 
-/* One step of the differential test: some changes in a new version, then lookups in the last versions. */
+/* One step of the differential test: some changes in a new version, then lookups in the last
+ * versions. */
 static void change_and_compare(struct flow_table *table, struct scan *scan, u64 version,
 			       u32 changes)
 {
@@ -352,7 +353,8 @@ static void memory_that_runs_out_changes_nothing(void)
 #define KEYS 64
 #define RACE_ROUNDS 3000
 
-/* Version v has, for key k, an entry with cookie v / (k + 1) * (k + 1): each version has exactly one right answer per key. */
+/* Version v has, for key k, an entry with cookie v / (k + 1) * (k + 1): each version has exactly
+ * one right answer per key. */
 struct race {
 	struct flow_table *table;
 	u64 version;
@@ -443,6 +445,10 @@ static void reader_of_a_version_sees_exactly_its_entries_while_the_writer_goes_o
 		replace(current, k, 0);
 	for (u32 i = 0; i < ARRAY_SIZE(readers); i++)
 		REQUIRE(!pthread_create(&readers[i], NULL, race_reader, &race.inside[i]));
+	/* On a busy machine the writer could be through before they begin. */
+	for (u32 i = 0; i < ARRAY_SIZE(readers); i++)
+		while (!LOAD_ACQUIRE(&race.inside[i]))
+			sched_yield();
 	for (u64 version = 1; version <= RACE_ROUNDS; version++) {
 		for (u32 k = 0; k < KEYS; k++)
 			if (cookie_of(version, k) == version)

@@ -1,4 +1,5 @@
-/* Flow tables with many entries, friendly and hostile ones: right answers, few tuples, nothing left behind.
+/* Flow tables with many entries, friendly and hostile ones: right answers, few tuples, nothing left
+ * behind.
  *
  * With the argument `bench` it prints what a lookup and an addition cost instead.
  */
@@ -8,7 +9,8 @@
 
 typedef void (*generator)(struct flow_match *match, u32 i);
 
-/* Rules as people write them for a port: a network or host on the other side, often a protocol, a port or a range. */
+/* Rules as people write them for a port: a network or host on the other side, often a protocol, a
+ * port or a range. */
 static void acl_like(struct flow_match *match, u32 i)
 {
 	static const u8 lengths[] = {32, 32, 32, 24, 24, 16, 28, 20, 12, 8};
@@ -48,7 +50,8 @@ static void every_prefix_pair(struct flow_match *match, u32 i)
 	fit(match);
 }
 
-/* Four prefix lengths each of addresses, ports and VLANs, any subset of the other fields: the textbook explosion. */
+/* Four prefix lengths each of addresses, ports and VLANs, any subset of the other fields: the
+ * textbook explosion. */
 static void every_subset(struct flow_match *match, u32 i)
 {
 	memset(match, 0, sizeof(*match));

@@ -1,4 +1,5 @@
-/* Matches and instructions: each field and action in literal bytes, errors as OpenFlow 1.3.5 names them. */
+/* Matches and instructions: each field and action in literal bytes, errors as OpenFlow 1.3.5 names
+ * them. */
 #include "openflow_bytes.h"
 
 /* ---- matches ---- */

@@ -1,9 +1,11 @@
-/* OpenFlow orders from a stranger: whatever the bytes, tables stay consistent, and an order in error changes nothing.
+/* OpenFlow orders from a stranger: whatever the bytes, tables stay consistent, and an order in
+ * error changes nothing.
  *
- * Input: a byte (1: a controller's tables), then orders, each a big-endian length of two bytes and that many bytes of messages.
- * After each order: the counts agree; every entry's match and instructions survive being written and read again; every
- * entry is found, or hidden by one that has no lower priority.
- * Built with libFuzzer: clang-14 -fsanitize=fuzzer,address,undefined fuzz_openflow.c dataplane/{flow_t,openflow}*.c
+ * Input: a byte (1: a controller's tables), then orders, each a big-endian length of two bytes and
+ * that many bytes of messages. After each order: the counts agree; every entry's match and
+ * instructions survive being written and read again; every entry is found, or hidden by one that
+ * has no lower priority. Built with libFuzzer: clang-14 -fsanitize=fuzzer,address,undefined
+ * fuzz_openflow.c dataplane/{flow_t,openflow}*.c
  */
 #include <stdlib.h>
 
