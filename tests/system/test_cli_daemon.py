@@ -216,6 +216,16 @@ def test_down_cleans_up_what_a_killed_daemon_left(cli: Cli) -> None:
     cli(f"up --state {cli.state}")
 
 
+def test_a_new_data_plane_takes_switches_before_any_port(cli: Cli) -> None:
+    cli("down")
+    cli(f"up --state {cli.state}")
+    for _ in range(3):
+        cli("switch create lab --type private")
+        cli("switch delete lab")
+    status = cli("status")
+    assert (status["dataplane_restarts"], status["dataplane_error"]) == (0, "")
+
+
 def test_the_socket_is_for_the_group_only(cli: Cli) -> None:
     mode = Path(cli("status")["socket"]).stat()
     assert stat.S_IMODE(mode.st_mode) == 0o660
