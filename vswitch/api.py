@@ -46,10 +46,10 @@ from vswitch.model import (
     VmInfo,
     VmStop,
     Who,
-    normalise_mac,
 )
 from vswitch.service import Service
 from vswitch.wanted import PortRow
+from vswitch.words import normalise_mac
 
 _UCRED = struct.Struct("=3i")
 

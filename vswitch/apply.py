@@ -55,7 +55,6 @@ class Applier:
         self._devices: dict[int, devices.Device] = {}
         self._rows: dict[int, PortRow] = {}
         self.broken: dict[int, str] = {}
-        self.states: dict[int, orders.PortStateRecord] = {}
         self.restarts = 0
         self.error = ""
 
@@ -108,7 +107,6 @@ class Applier:
         self._switches.clear()
         self._ports.clear()
         self._statics.clear()
-        self.states.clear()
 
     async def stop(self) -> None:
         """Ends the data plane and removes what was made for its ports."""
@@ -123,7 +121,6 @@ class Applier:
     def _on_event(self, event: orders.Answer) -> None:
         if event.kind == orders.EVENT_PORT_STATE:
             state = orders.parse_port_state(event.body)
-            self.states[state.port_id] = state
             if state.fault:
                 name = self._rows[state.port_id].port.name if state.port_id in self._rows else state.port_id
                 log.warning("port %s is stopped: %s", name, orders.FAULTS.get(state.fault, state.fault))
@@ -179,7 +176,6 @@ class Applier:
             case orders.PortDelete():
                 await self.transport.order(order)
                 del self._ports[order.port_id]
-                self.states.pop(order.port_id, None)
                 self._drop_statics(order.port_id)
                 if (device := self._devices.pop(order.port_id, None)) is not None:
                     await devices.close(device)

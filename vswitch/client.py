@@ -48,8 +48,8 @@ from vswitch.model import (
     VmCreate,
     VmInfo,
     VmStop,
-    split_port_name,
 )
+from vswitch.words import split_port_name
 
 T = TypeVar("T")
 

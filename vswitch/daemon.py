@@ -27,6 +27,7 @@ from vswitch.apply import start_process
 from vswitch.service import Places, Service
 from vswitch.store import Store
 from vswitch.vms import Vms
+from vswitch.words import SOCKET_PATH_MAX
 
 log = logging.getLogger("vswitch.daemon")
 
@@ -76,6 +77,11 @@ def _make_group() -> None:
 def _make_dir(path: Path, mode: int, group: bool) -> None:
     try:
         path.mkdir(mode=mode, parents=True, exist_ok=True)
+        if os.geteuid() not in (0, path.stat().st_uid):
+            # In /tmp, anybody may have been there first.
+            raise errors.NotPermittedError(
+                f"{path} belongs to another user", "give --state and --socket of your own"
+            )
         # Members of the group must reach the sockets in it.
         if group and path.stat().st_uid == os.geteuid():
             with contextlib.suppress(KeyError, PermissionError):
@@ -154,10 +160,8 @@ def run(state_dir: Path, socket: Path, workers: Sequence[int]) -> None:
     Raises:
         errors.VswitchError: It cannot start.
     """
-    if len(os.fsencode(socket)) > 90:
-        raise errors.InvalidInputError(
-            f"the socket path {socket} is too long: the sockets of VMs lie beside it"
-        )
+    if len(os.fsencode(socket)) > SOCKET_PATH_MAX:
+        raise errors.InvalidInputError(f"the socket path {socket} is longer than {SOCKET_PATH_MAX} bytes")
     _make_group()
     run_dir = socket.parent
     _make_dir(state_dir, 0o750, group=False)

@@ -68,6 +68,7 @@ DROP_REASONS: tuple[DropReason, ...] = (
         "ring_broken", "the guest's ring was broken and its port is stopped", "reset the guest's driver"
     ),
     DropReason("no_buffer", "the switch ran out of memory for copies"),
+    DropReason("rx_overrun", "its device brought frames faster than the switch took them"),
 )
 
 

@@ -14,8 +14,9 @@ from controller import settings
 from controller.messages import FlowMod
 from controller.policy import CompiledPolicy, changes, compile_port
 from vswitch import errors, orders
-from vswitch.model import AclRule, Port, VlanAccess, VlanTrunk, parse_vlan_ranges
+from vswitch.model import AclRule, Port, VlanAccess, VlanTrunk
 from vswitch.wanted import PortRow, RuleRow, State
+from vswitch.words import parse_vlan_ranges
 
 _KINDS = {
     "vhost-user": orders.KIND_VHOST,
@@ -114,12 +115,15 @@ def policy_of(row: PortRow) -> settings.PortPolicy:
 def _port_add(row: PortRow, owned_by_vm: bool, run_dir: Path) -> orders.PortAdd:
     port = row.port
     flags, address = 0, b""
-    if port.kind == "vhost-user" and owned_by_vm:
-        address = orders.sockaddr_path(str(vm_socket(run_dir, port.name)))
-    elif port.kind == "vhost-user" and port.listen:
+    if port.kind == "vhost-user" and port.listen:
         flags = orders.ADD_LISTEN
     elif port.kind == "vhost-user":
-        address = orders.sockaddr_path(str(port_socket(run_dir, port)))
+        path = vm_socket(run_dir, port.name) if owned_by_vm else port_socket(run_dir, port)
+        try:
+            address = orders.sockaddr_path(str(path))
+        except ValueError as error:
+            way_out = "give it a shorter name, or vswitchd a shorter --socket path"
+            raise errors.InvalidInputError(f"port {port.name}: {error}", way_out) from error
     if port.replay:
         flags |= orders.ADD_PCAP_REPLAY
     if port.write:

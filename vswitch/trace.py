@@ -9,8 +9,9 @@ from controller.entry import rule_of
 from controller.explain import explain
 from vswitch import orders
 from vswitch.drops import reason
-from vswitch.model import PROTOCOLS, AclRule, Trace, TraceStep
+from vswitch.model import AclRule, Trace, TraceStep
 from vswitch.wanted import PortRow
+from vswitch.words import PROTOCOLS
 
 _PIPELINES = {orders.FROM_PORT: "from VM", orders.TO_PORT: "to VM"}
 _FLOODS = ("broadcast", "multicast", "unknown unicast")

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from vswitch import errors
-from vswitch.model import AclRule, Nic, Port, PortChange, Switch, VmCreate, parse_vlan_ranges, vlan_text
+from vswitch.model import AclRule, Nic, Port, PortChange, Switch, VmCreate, vlan_text
+from vswitch.words import parse_vlan_ranges
 
 
 def sentence(model: type[BaseModel], **fields: Any) -> str:

@@ -9,7 +9,8 @@ from vswitch import errors
 from vswitch.cli.completion import PortArgument, choices
 from vswitch.cli.output import Column
 from vswitch.cli.session import Session, build, command, noun
-from vswitch.model import ETHERTYPES, PROTOCOLS, AclRule, AclRuleInfo, Direction
+from vswitch.model import AclRule, AclRuleInfo, Direction
+from vswitch.words import ETHERTYPES, PROTOCOLS
 
 app = noun("acl", "Add, list and delete the rules of a port.")
 

@@ -12,7 +12,8 @@ from vswitch.cli import parse
 from vswitch.cli.completion import PortArgument, choices, new_port_names, port_names, switch_names
 from vswitch.cli.output import Column
 from vswitch.cli.session import Session, build, command, noun
-from vswitch.model import DropCount, Port, PortChange, PortInfo, PortStats, split_port_name, vlan_text
+from vswitch.model import DropCount, Port, PortChange, PortInfo, PortStats, vlan_text
+from vswitch.words import split_port_name
 
 app = noun("port", "Add, show, change and delete ports; count what passes them.")
 
