@@ -1,7 +1,5 @@
 # make demo and make test are all a newcomer needs; both set everything up first (see scripts/setup).
 PYTHON := .venv/bin/python
-# The set-up has just built everything: imports need not look again.
-export MESONPY_EDITABLE_SKIP := $(CURDIR)/build/dev
 PACKAGES := $(wildcard vswitch controller vm demo tests bench)
 C_SOURCES := $(shell find dataplane bench tests -name '*.[ch]' 2>/dev/null)
 # How long `make fuzz` fuzzes each target.
@@ -19,7 +17,7 @@ setup: ## install what is missing (says what; asks on a terminal, not with YES=1
 build: setup ## the same as setup: it builds what has changed
 
 check: style ## style, types, and the fast tests that need no root
-	HYPOTHESIS_PROFILE=fast $(PYTHON) -m pytest -q -m "not system" tests
+	HYPOTHESIS_PROFILE=fast $(PYTHON) -m pytest -q -n 2 -m "not system" tests
 
 style: setup ## style and types only
 	$(PYTHON) -m ruff check $(PACKAGES)

@@ -8,25 +8,29 @@ from pathlib import Path
 from tests.builds import ROOT
 
 SWITCH_TESTS = ROOT / "tests" / "switch"
+DIFFERENTIAL_TESTS = SWITCH_TESTS / "test_differential.py"
 
 
-def run_switch_tests(build: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Runs tests/switch with the engine of `build`.
+def run_switch_tests(
+    build: Path, tests: Path, *arguments: str, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """Runs tests of tests/switch with the engine of `build`.
 
     Args:
         build: The build's folder.
+        tests: One of the files, or the folder.
         arguments: For pytest, beside the usual ones.
         environment: Variables beside this process's own.
     """
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.other_engine", "-p", "no:cacheprovider"]
     own = {
         "VSWITCH_TEST_BUILD": str(build),
-        # The installed module is not looked at: no need to bring it up to date.
+        # The editable install steps aside: its finder would build and take its own module.
         "MESONPY_EDITABLE_SKIP": str(ROOT / "build" / "dev"),
         "HYPOTHESIS_PROFILE": "fast",
     }
     return subprocess.run(
-        [*command, *arguments, str(SWITCH_TESTS)],
+        [*command, *arguments, str(tests)],
         cwd=ROOT,
         env=os.environ | own | environment,
         capture_output=True,

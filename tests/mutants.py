@@ -1,12 +1,12 @@
 """The engines that are wrong on purpose: their names, and what each does wrong.
 
-`python -m tests.mutants` builds each and shows how the tests of the switch's behaviour notice.
+`python -m tests.mutants` builds each and shows how the differential tests notice.
 """
 
 import sys
 
 from tests.builds import make, mutant
-from tests.engines import run_switch_tests
+from tests.engines import DIFFERENTIAL_TESTS, run_switch_tests
 
 MUTANTS = {
     "ignore_vlan": "a port takes frames of VLANs that it is not a member of",
@@ -15,7 +15,7 @@ MUTANTS = {
 
 
 def find(name: str, *arguments: str) -> tuple[int, str]:
-    """Runs the tests of the switch's behaviour with a mutant.
+    """Compares a mutant with the reference.
 
     Args:
         name: One of MUTANTS.
@@ -24,7 +24,10 @@ def find(name: str, *arguments: str) -> tuple[int, str]:
     Returns:
         pytest's exit code, 1 when a test failed, and what it printed.
     """
-    done = run_switch_tests(make(mutant(name)), "-x", "--tb=short", *arguments, HYPOTHESIS_PROFILE="mutant")
+    build = make(mutant(name))
+    done = run_switch_tests(
+        build, DIFFERENTIAL_TESTS, "-x", "--tb=short", *arguments, HYPOTHESIS_PROFILE="mutant"
+    )
     return done.returncode, done.stdout + done.stderr
 
 

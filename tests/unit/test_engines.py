@@ -1,21 +1,21 @@
-"""The tests of the switch's behaviour, tested: wrong engines fail them, the right one passes with sanitizers."""
+"""The tests of the switch's behaviour, tested: wrong engines fail them, the right one passes sanitized."""
 
 import shutil
 
 import pytest
 
 from tests.builds import SANITIZED, make
-from tests.engines import run_switch_tests, sanitizer_environment, sanitizer_runtime
+from tests.engines import SWITCH_TESTS, run_switch_tests, sanitizer_environment, sanitizer_runtime
 from tests.mutants import MUTANTS, find
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 @pytest.mark.timeout(300)
-def test_engine_that_is_wrong_on_purpose_fails_the_tests_of_its_behaviour(name: str) -> None:
+def test_engine_that_is_wrong_on_purpose_fails_the_differential_tests(name: str) -> None:
     code, output = find(name)
 
     assert code == pytest.ExitCode.TESTS_FAILED, output
-    assert "FAILED tests/switch/" in output, output
+    assert "FAILED tests/switch/test_differential.py::" in output, output
 
 
 @pytest.mark.timeout(300)
@@ -27,7 +27,7 @@ def test_engine_with_sanitizers_passes_the_tests_of_its_behaviour() -> None:
     environment = sanitizer_environment(LD_PRELOAD=sanitizer_runtime())
     environment["ASAN_OPTIONS"] += ":detect_leaks=0"
 
-    done = run_switch_tests(build, PYTHONMALLOC="malloc", **environment)
+    done = run_switch_tests(build, SWITCH_TESTS, PYTHONMALLOC="malloc", **environment)
 
     assert done.returncode == pytest.ExitCode.OK, done.stdout[-6000:] + done.stderr[-6000:]
     assert " passed" in done.stdout.splitlines()[-1]
