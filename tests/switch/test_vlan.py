@@ -1,5 +1,7 @@
 """VLAN modes: who may send what, who gets what, and in which form. Counts are also the reference's."""
 
+import struct
+
 import pytest
 from scapy.layers.inet import IP, UDP
 
@@ -29,6 +31,11 @@ def connect(lab: Lab, *vlans: VlanPolicy, trust_pcp: bool = False) -> None:
 
 def tagged(vid: int, pcp: int = 0, tpid: int = 0x8100) -> tuple[int, int]:
     return tpid, pcp << 13 | vid
+
+
+def vnet_header(csum_start: int) -> bytes:
+    """A virtio_net_hdr that asks for UDP's checksum (virtio 1.2, 5.1.6)."""
+    return struct.pack("<BBHHHH", 1, 0, 0, 0, csum_start, 6)
 
 
 def to_port_2(*tags: tuple[int, int]) -> bytes:
@@ -214,3 +221,22 @@ def test_tag_that_is_cut_short_is_not_passed_off_as_untagged(lab: Lab) -> None:
 
     assert lab.got(2) == []
     assert lab.drops(1) == {"vlan_tagged": 1}
+
+
+def test_checksum_request_moves_with_the_tag_that_is_put_on_and_taken_off(lab: Lab) -> None:
+    connect(lab, access(100), trunk((100, 100)), access(100))
+    there, here = DATA.frame(mac(2), mac(1)), DATA.frame(mac(3), mac(2), tagged(100))
+
+    lab.engine.send(1, there, vnet_header(csum_start=34))
+    lab.engine.send(2, here, vnet_header(csum_start=38))
+    lab.engine.settle()
+
+    for number, csum_start, frame in ((2, 38, to_port_2(tagged(100))), (3, 34, DATA.frame(mac(3), mac(2)))):
+        received = lab.engine.receive_with_header(number)
+        assert received is not None
+        flags, _, _, _, start, offset = struct.unpack("<BBHHHH", received[0])
+        assert (flags, start, offset, received[1]) == (1, csum_start, 6, frame)
+    for number, frame in ((1, there), (2, here)):
+        lab.reference.send(number, frame)
+    lab.reference.ports[2].got.clear()
+    lab.reference.ports[3].got.clear()
