@@ -11,6 +11,7 @@ pytest.importorskip("bench.driver._driver", reason="the driver's module is not b
 from bench.driver.guest import OFFLOADS, Feature, Guest, GuestConfig
 from bench.driver.memory import RegionLayout
 from bench.driver.queue import Header
+from bench.driver.session import Request
 from tests.unit.vhost_lab import VhostLab, exchange, frame_of, mac
 
 NEEDS_CSUM, GSO_TCPV4 = 1, 1
@@ -227,7 +228,7 @@ def test_a_packed_ring_goes_on_where_its_front_end_does_not_know_the_place(lab: 
         b.disconnect()
         b.connect(paths[1], start=False)
         b.negotiate()
-        b.session.set(2, int(b.features).to_bytes(8, "little"))
+        b.session.set(Request.SET_FEATURES, int(b.features).to_bytes(8, "little"))
         b.session.set_memory_table(b.memory.regions)
         for ring in b.queues:
             b.start_ring(ring, base=0x80008000)
@@ -267,7 +268,7 @@ def test_new_memory_tables_and_call_descriptors_are_taken_while_frames_pass(
         for number in range(30):
             a.send(frame_of(1, 2, 200, number))
             b.session.set_memory_table(b.memory.regions)
-            b.session.set_vring_fd(13, 0, b.rx[0].call_fd)
+            b.session.set_vring_fd(Request.SET_VRING_CALL, 0, b.rx[0].call_fd)
             assert b.receive_frames(1)[0].frame == frame_of(1, 2, 200, number)
         exchange(lab, a, b)
 
