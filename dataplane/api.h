@@ -74,7 +74,7 @@ struct order_switch {
 	uint32_t reserved;
 };
 
-enum port_kind { PORT_VHOST = 1, PORT_TAP, PORT_MEM, PORT_PCAP };
+enum port_kind { PORT_VHOST = 1, PORT_TAP, PORT_MEM, PORT_PCAP, PORT_PACKET };
 
 #define PORT_ADD_LISTEN 1	/* vhost: fds[0] is a listening socket; else the data plane connects to `address` */
 #define PORT_ADD_PCAP_REPLAY 2	/* pcap: fds[0] is a file to read frames from */

@@ -149,6 +149,8 @@ static port_open *opener(u8 kind)
 		return port_mem_open;
 	case PORT_PCAP:
 		return port_pcap_open;
+	case PORT_PACKET:
+		return port_packet_open;
 	default:
 		return NULL;
 	}

@@ -38,7 +38,9 @@
 	X(RX_TOO_SMALL, "rx_too_small", "the receiver's buffers are too small for it")             \
 	X(TX_ERROR, "tx_error", "the kernel refused to send it")                                   \
 	X(RING_BROKEN, "ring_broken", "the guest's ring was broken and its port is stopped")       \
-	X(NO_BUFFER, "no_buffer", "the switch ran out of memory for copies")
+	X(NO_BUFFER, "no_buffer", "the switch ran out of memory for copies")                       \
+	X(RX_OVERRUN, "rx_overrun",                                                                \
+	  "its device brought frames faster than the switch took them")
 
 enum drop_reason {
 #define DROP_ENUM(id, name, sentence) DROP_##id,

@@ -121,7 +121,7 @@ struct port {
  * n_queues, rx[] (by rx_queue_new) and tx[] set. Returns 0 or -errno. */
 typedef int port_open(struct dataplane *dataplane, const struct order_port_add *order, const int *fds, u32 n_fds,
 		      struct port **out);
-port_open port_vhost_open, port_tap_open, port_mem_open, port_pcap_open;
+port_open port_vhost_open, port_tap_open, port_mem_open, port_pcap_open, port_packet_open;
 
 /* A queue with its slots, or NULL. Freed by rx_queue_free(). */
 struct rx_queue *rx_queue_new(struct port *port, u16 index);
