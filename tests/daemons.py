@@ -39,7 +39,11 @@ class Daemon:
         self.pids: set[int] = set()
 
     def start(self) -> None:
-        status, started = up(self.state_dir, self.socket)
+        try:
+            status, started = up(self.state_dir, self.socket)
+        except errors.VswitchError:
+            shutil.rmtree(self.folder)
+            raise
         assert started
         self.pids |= {status.pid, status.dataplane_pid or 0}
 
