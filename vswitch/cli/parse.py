@@ -4,11 +4,16 @@ Pure functions; every mistake is an `errors.InvalidInputError`.
 """
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from vswitch import errors
 from vswitch.cli.session import build
 from vswitch.model import Nic, Vlan, VlanAccess, VlanAny, VlanTrunk, VlanUntagged
+from vswitch.words import check_vid, parse_vlan_ranges
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
@@ -54,9 +59,12 @@ def vlan(
             "--native-vlan only makes sense with --trunk", f"--trunk 1-10 --native-vlan {native_vid}"
         )
     if vid is not None:
-        return build("--vlan", VlanAccess, mode="access", vid=vid)
+        return VlanAccess(mode="access", vid=_checked("--vlan", check_vid, vid))
     if trunk is not None:
-        return build("--trunk", VlanTrunk, mode="trunk", allowed=trunk, native_vid=native_vid)
+        _checked("--trunk", parse_vlan_ranges, trunk)
+        if native_vid is not None:
+            _checked("--native-vlan", check_vid, native_vid)
+        return VlanTrunk(mode="trunk", allowed=trunk, native_vid=native_vid)
     if mode is None:
         return None
     if mode not in ("untagged", "any"):
@@ -67,10 +75,18 @@ def vlan(
     return VlanUntagged(mode="untagged") if mode == "untagged" else VlanAny(mode="any")
 
 
-def nic(text: str) -> Nic:
+def _checked(option: str, check: Callable[[T], R], value: T) -> R:
+    try:
+        return check(value)
+    except ValueError as error:
+        raise errors.InvalidInputError(f"{option}: {error}") from None
+
+
+def nic(text: str, where: str = "--nic ") -> Nic:
     """`lab,vlan=100,mac=52:54:00:12:34:56` as a NIC; nothing before the first comma leaves it unplugged.
 
-    A trunk's ranges may hold commas: `lab,trunk=1-10,20,native-vlan=1`.
+    A trunk's ranges may hold commas: `lab,trunk=1-10,20,native-vlan=1`. `where` stands before the text in
+    errors.
     """
     switch, *parts = (part.strip() for part in text.split(","))
     values: dict[str, str] = {}
@@ -82,16 +98,16 @@ def nic(text: str) -> Nic:
             continue
         if key not in NIC_KEYS:
             raise errors.InvalidInputError(
-                f"--nic {text}: {key!r} is not a setting of a NIC", ", ".join(NIC_KEYS)
+                f"{where}{text}: {key!r} is not a setting of a NIC", ", ".join(NIC_KEYS)
             )
         if key in values:
-            raise errors.InvalidInputError(f"--nic {text}: {key} is given twice")
+            raise errors.InvalidInputError(f"{where}{text}: {key} is given twice")
         values[key] = value
         last = key
     try:
         return build("", Nic, switch=switch or None, **_nic_fields(values))
     except errors.InvalidInputError as error:
-        raise errors.InvalidInputError(f"--nic {text}: {error.sentence}", error.way_out) from None
+        raise errors.InvalidInputError(f"{where}{text}: {error.sentence}", error.way_out) from None
 
 
 def _nic_fields(values: dict[str, str]) -> dict[str, Any]:

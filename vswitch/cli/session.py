@@ -165,7 +165,10 @@ def build(what: str, make: Callable[..., T], **fields: Any) -> T:
     try:
         return make(**{name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        raise errors.invalid(error, what) from None
+        wrong = errors.invalid(error)
+        if what and not wrong.sentence.startswith(f"{what} "):  # many a sentence names it already
+            wrong = errors.invalid(error, what)
+        raise wrong from None
 
 
 def report(error: errors.VswitchError, as_json: bool) -> int:
