@@ -59,11 +59,11 @@ def vlan(
             "--native-vlan only makes sense with --trunk", f"--trunk 1-10 --native-vlan {native_vid}"
         )
     if vid is not None:
-        return VlanAccess(mode="access", vid=_checked("--vlan", check_vid, vid))
+        return VlanAccess(mode="access", vid=_checked(check_vid, vid))
     if trunk is not None:
-        _checked("--trunk", parse_vlan_ranges, trunk)
+        _checked(parse_vlan_ranges, trunk)
         if native_vid is not None:
-            _checked("--native-vlan", check_vid, native_vid)
+            _checked(check_vid, native_vid)
         return VlanTrunk(mode="trunk", allowed=trunk, native_vid=native_vid)
     if mode is None:
         return None
@@ -75,11 +75,11 @@ def vlan(
     return VlanUntagged(mode="untagged") if mode == "untagged" else VlanAny(mode="any")
 
 
-def _checked(option: str, check: Callable[[T], R], value: T) -> R:
+def _checked(check: Callable[[T], R], value: T) -> R:
     try:
         return check(value)
     except ValueError as error:
-        raise errors.InvalidInputError(f"{option}: {error}") from None
+        raise errors.InvalidInputError(str(error)) from None
 
 
 def nic(text: str, where: str = "--nic ") -> Nic:
