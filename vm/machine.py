@@ -270,17 +270,41 @@ class Machine:
         self.spec = self.spec.model_copy(update={"nics": (*self.spec.nics, nic)})
         self._write_record(self._process)
 
+    @property
+    def has_free_slot(self) -> bool:
+        """Whether one more NIC can be plugged in while it runs."""
+        return len(self._slots) < self._slot_count
+
+    async def set_carrier(self, name: str, up: bool) -> None:
+        """Lets the guest of the running machine see the carrier of a NIC, or see it gone.
+
+        Said of the device, not of its back end: that one's link is QEMU's own word for whether the switch is
+        connected. QEMU forgets ours when the switch connects anew, and must be told again then.
+
+        Raises:
+            NotRunningError: the machine does not run.
+            QmpCommandError: it has no such NIC.
+        """
+        await self._running_monitor().execute("set_link", {"name": f"{name}-device", "up": up})
+
     async def unplug_nic(self, name: str, timeout_s: float = 10.0) -> None:
         """Takes a NIC out of the running machine; its guest has to let go of it.
+
+        A guest that did not let go in time may do so later: asking again then goes on from there.
 
         Raises:
             NotRunningError: the machine does not run.
             QmpCommandError: it has no such NIC, or the guest did not let go in time.
         """
         monitor = self._running_monitor()
-        await monitor.execute_until_event(
-            "device_del", {"id": f"{name}-device"}, "DEVICE_DELETED", timeout_s=timeout_s
-        )
+        try:
+            await monitor.execute_until_event(
+                "device_del", {"id": f"{name}-device"}, "DEVICE_DELETED", timeout_s=timeout_s
+            )
+        except QmpCommandError as error:
+            # The guest has let go after we had stopped waiting for it: the back end is left to remove.
+            if name not in self._slots or "not found" not in error.sentence:
+                raise
         await monitor.execute("netdev_del", {"id": name})  # takes its chardev along
         self._slots.pop(name, None)
         nics = tuple(nic for nic in self.spec.nics if nic.name != name)

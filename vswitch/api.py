@@ -31,6 +31,8 @@ from vswitch.model import (
     DropCount,
     FdbEntry,
     FdbStatic,
+    Nic,
+    NicConnection,
     Port,
     PortChange,
     PortInfo,
@@ -94,6 +96,7 @@ def make_app(service: Service) -> FastAPI:
     _add_rules(app, service)
     _add_fdb(app, service)
     _add_vms(app, service)
+    _add_nics(app, service)
     return app
 
 
@@ -357,3 +360,21 @@ def _add_vms(app: FastAPI, service: Service) -> None:
     async def delete(name: str, who: Asker) -> None:
         """Deletes a stopped VM and its ports."""
         await service.delete_vm(who, name)
+
+
+def _add_nics(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/vms/{name}/nics", status_code=201)
+    async def attach(name: str, nic: Nic, who: Asker) -> PortInfo:
+        """Gives a VM one more NIC, plugged in at once when it runs."""
+        return await service.port(await service.nics.attach(who, name, nic))
+
+    @app.delete("/v1/vms/{name}/nics/{nic}", status_code=204)
+    async def detach(name: str, nic: str, who: Asker) -> None:
+        """Takes a NIC away from a VM, running or not."""
+        await service.nics.detach(who, f"{name}/{nic}")
+
+    @app.put("/v1/vms/{name}/nics/{nic}/switch")
+    async def connect(name: str, nic: str, connection: NicConnection, who: Asker) -> PortInfo:
+        """Plugs its cable into a switch, or pulls it: the guest sees its carrier."""
+        await service.nics.connect(who, f"{name}/{nic}", connection.switch)
+        return await service.port(f"{name}/{nic}")

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vswitch import devices, errors, orders
+from vswitch import devices, errors, netdev, orders
 from vswitch.dataplane import DataplaneProcess, Transport
 from vswitch.model import Port
 from vswitch.reconcile import Target, TargetPort, plan, port_socket, target
@@ -54,6 +54,8 @@ class Applier:
         self._wanted = Target()
         self._devices: dict[int, devices.Device] = {}
         self._rows: dict[int, PortRow] = {}
+        self.on_port_state: Callable[[orders.PortStateRecord], None] = lambda _state: None
+        self._missing: set[int] = set()
         self.broken: dict[int, str] = {}
         self.restarts = 0
         self.error = ""
@@ -124,6 +126,43 @@ class Applier:
             if state.fault:
                 name = self._rows[state.port_id].port.name if state.port_id in self._rows else state.port_id
                 log.warning("port %s is stopped: %s", name, orders.FAULTS.get(state.fault, state.fault))
+            self.on_port_state(state)
+
+    def isolation(self, port_id: int) -> str | None:
+        """How the host's own stack is kept off a port's device; None: there is none to be kept off."""
+        device = self._devices.get(port_id)
+        return device.guard.way if device is not None and device.guard is not None else None
+
+    async def give_back(self) -> None:
+        """Gives devices back that an earlier daemon kept from the host and that are no ports any more."""
+        used = {device.guard.device for device in self._devices.values() if device.guard is not None}
+        notes = self._run_dir / "guards"
+        for name in netdev.left_over(notes, used):
+            log.info("giving %s back, which an earlier daemon left as a port", name)
+            await asyncio.to_thread(netdev.release, name, notes / name)
+
+    def returned(self) -> set[int]:
+        """Ports whose device went, and is there (again): `renew` makes them anew."""
+        found: set[int] = set()
+        for number, row in self._rows.items():
+            state = self.states.get(number)
+            lost = state is not None and state.fault == orders.FAULT_DEVICE
+            if row.port.kind not in netdev.KINDS or not (lost or number in self.broken):
+                self._missing.discard(number)
+            elif not devices.interface_exists(row.port.device or ""):
+                self._missing.add(number)
+            elif lost or number in self._missing:
+                found.add(number)
+        return found
+
+    async def renew(self, ports: set[int], state: State) -> None:
+        """Makes ports anew, with their rules; a port that cannot be had is in `broken`."""
+        for number in ports:
+            self._missing.discard(number)
+            self.states.pop(number, None)
+            if number in self._ports:
+                self._ports[number] = replace(self._ports[number], add=_UNKNOWN)
+        await self.repair(state)
 
     # ---- applying ----
 
@@ -195,7 +234,9 @@ class Applier:
             path = port_socket(self._run_dir, row.port) if order.flags & orders.ADD_LISTEN else None
             if row.port.kind != "vhost-user":
                 path = None
-            device = devices.open_device(row.port, path, _our_interfaces(row.port))
+            device = await devices.open_device(
+                row.port, path, _our_interfaces(row.port), self._run_dir / "guards"
+            )
         try:
             await self.transport.order(order, device.fds)
         except errors.UnavailableError:

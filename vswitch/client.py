@@ -34,6 +34,8 @@ from vswitch.model import (
     DropCount,
     FdbEntry,
     FdbStatic,
+    Nic,
+    NicConnection,
     Port,
     PortChange,
     PortInfo,
@@ -288,6 +290,22 @@ class Client:
         """The socket of the VM's serial console."""
         return self._get(f"/v1/vms/{_one(name)}/console", Console)
 
+    def attach_nic(self, vm: str, nic: Nic) -> PortInfo:
+        """Gives a VM one more NIC, plugged in at once when it runs; its port is the lowest VM/ethN free."""
+        return self._send("POST", f"/v1/vms/{_one(vm)}/nics", nic, PortInfo)
+
+    def detach_nic(self, port: str) -> None:
+        """Takes the NIC VM/ethN away, out of a running guest too, with its settings, rules and counters."""
+        self._call("DELETE", _nic(port))
+
+    def connect_nic(self, port: str, switch: str) -> PortInfo:
+        """Plugs the cable of the NIC VM/ethN into a switch: its guest sees the carrier."""
+        return self._send("PUT", f"{_nic(port)}/switch", NicConnection(switch=switch), PortInfo)
+
+    def disconnect_nic(self, port: str) -> PortInfo:
+        """Pulls the cable: the guest sees no carrier; settings, rules and counters stay with the port."""
+        return self._send("PUT", f"{_nic(port)}/switch", NicConnection(switch=None), PortInfo)
+
     # ---- how ----
 
     def _get(self, path: str, kind: type[T], **params: object) -> T:
@@ -360,6 +378,11 @@ def _port(name: str) -> str:
     except ValueError as error:
         raise errors.InvalidInputError(str(error)) from None
     return f"/v1/ports/{owner}/{port}"
+
+
+def _nic(name: str) -> str:
+    owner, port = _port(name).rsplit("/", 2)[1:]
+    return f"/v1/vms/{owner}/nics/{port}"
 
 
 def _fields(model: BaseModel) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from vswitch.words import (
     PROTOCOLS,
     PROTOCOLS_WITH_PORTS,
     AgeingSeconds,
+    DeviceName,
     EtherType,
     IcmpNumber,
     L4Ports,
@@ -33,7 +34,7 @@ from vswitch.words import (
 )
 
 SwitchType = Literal["internal", "private", "external"]
-PortKind = Literal["vhost-user", "tap", "pcap", "host"]
+PortKind = Literal["vhost-user", "tap", "pcap", "netdev", "host", "uplink"]
 Direction = Literal["in", "out"]
 Action = Literal["allow", "deny"]
 VmState = Literal["stopped", "starting", "running", "stopping", "crashed"]
@@ -53,9 +54,11 @@ class Switch(Model):
 
     Attributes:
         name: Shares one namespace with VMs.
-        type: private: VMs only. internal: also the host, through the port NAME/host.
+        type: private: VMs only. internal: also the host, through the port NAME/host. external: also what is
+            behind the device `uplink`, through the port NAME/uplink.
         ageing_s: Seconds after which a learned address is forgotten; 0: never.
         fdb_size: Addresses that the switch can remember at most.
+        uplink: external: the device that leads outside.
     """
 
     name: OwnerName
@@ -63,12 +66,14 @@ class Switch(Model):
     ageing_s: AgeingSeconds = 300
     fdb_size: Annotated[int, AfterValidator(between("an FDB size", 16, 1 << 20))] = 16384
 
+    uplink: DeviceName | None = None
+
     @model_validator(mode="after")
-    def _no_external_yet(self) -> Self:
-        if self.type == "external":
-            raise ValueError(
-                "external switches (with a physical NIC) are not there yet: an internal one reaches the host"
-            )
+    def _uplink_of_its_type(self) -> Self:
+        if self.type == "external" and self.uplink is None:
+            raise ValueError("an external switch needs an uplink: the device that leads outside, such as eth1")
+        if self.type != "external" and self.uplink is not None:
+            raise ValueError(f"only an external switch has an uplink, and {self.name} is {self.type}")
         return self
 
 
@@ -154,13 +159,15 @@ class Port(PortSettings):
 
     Attributes:
         name: OWNER/PORT; the owner is a VM or a switch.
-        kind: vhost-user: a VM. tap: a kernel interface. pcap: files. host: an internal switch's own tap.
+        kind: vhost-user: a VM. tap: a kernel interface that the switch drives. pcap: files. netdev: a kernel
+            device, such as a container's veth. host: the tap of an internal or external switch's own. uplink:
+            an external switch's device.
         switch: The switch it is connected to; None: to none.
         mac: Its one address; made when none is given.
         queues: Queue pairs at most, 1..16.
         socket: vhost-user: the socket's path; made when none is given (then vswitch listens).
         listen: vhost-user: vswitch listens and the front end connects; else the other way round.
-        device: tap: an existing tap interface; one is made when none is given.
+        device: tap: an existing tap interface; one is made when none is given. netdev, uplink: the device.
         replay: pcap: a file whose frames the port sends.
         write: pcap: a file that gets the frames given to the port.
         timed: pcap: replay with the file's own gaps instead of as fast as it goes.
@@ -173,7 +180,7 @@ class Port(PortSettings):
     queues: Queues = 1
     socket: SocketPath | None = None
     listen: bool = False
-    device: str | None = None
+    device: DeviceName | None = None
     replay: str | None = None
     write: str | None = None
     timed: bool = False
@@ -187,8 +194,12 @@ class Port(PortSettings):
     def _fields_of_its_kind(self) -> Self:
         if self.kind != "vhost-user" and (self.socket or self.listen):
             raise ValueError(f"{self.name} is a {self.kind} port: only vhost-user ports have a socket")
-        if self.kind not in ("tap", "host") and self.device is not None:
-            raise ValueError(f"{self.name} is a {self.kind} port: only tap ports have a device")
+        if self.kind in ("vhost-user", "pcap") and self.device is not None:
+            raise ValueError(f"{self.name} is a {self.kind} port: only tap and netdev ports have a device")
+        if self.kind in ("netdev", "uplink") and self.device is None:
+            raise ValueError(f"{self.name} is a {self.kind} port and needs a device, such as eth1")
+        if self.kind in ("netdev", "uplink") and self.queues != 1:
+            raise ValueError(f"{self.name}: a {self.kind} port has one queue")
         if self.kind != "pcap" and (self.replay or self.write or self.timed):
             raise ValueError(f"{self.name} is a {self.kind} port: only pcap ports replay or write files")
         if self.kind == "pcap" and not (self.replay or self.write):
@@ -236,10 +247,14 @@ class PortState(Model):
 
 
 class PortInfo(Port):
-    """A port, and its state while the data plane runs."""
+    """A port, and its state while the data plane runs.
+
+    `isolation`: how the host's own stack is kept off the device of a netdev or uplink port.
+    """
 
     id: int
     state: PortState | None = None
+    isolation: str | None = None
 
 
 class PortStats(Model):
@@ -440,6 +455,12 @@ class Nic(PortSettings):
     switch: OwnerName | None = None
     mac: Mac | None = None
     queues: Queues = 1
+
+
+class NicConnection(Model):
+    """Where the cable of a VM's NIC goes: a switch, or None: it is out."""
+
+    switch: OwnerName | None
 
 
 class Vm(Model):

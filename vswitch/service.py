@@ -49,6 +49,7 @@ from vswitch.model import (
     Who,
     WorkerStatus,
 )
+from vswitch.nics import Nics
 from vswitch.reconcile import port_socket
 from vswitch.store import Store
 from vswitch.vms import Vms
@@ -59,6 +60,7 @@ log = logging.getLogger("vswitch.service")
 _RULE_COOKIE, _RULE_MASK = Kind.ACL_RULE << 56, 0xFF << 56
 _BACK_OFF_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 _HEALTHY_S = 10.0
+_DEVICES_S = 1.0  # how often a device that went is looked for
 _NOT_PINNED = 0xFFFFFFFF
 
 
@@ -93,8 +95,11 @@ class Service:
         self._vms = vms
         self._applier = Applier(places.run_dir, start_dataplane, self._dataplane_ended)
         self._lock = asyncio.Lock()
+        self.nics = Nics(vms, lambda: self.state, self._change)
+        self._applier.on_port_state = self.nics.port_changed
         self._started = time.monotonic()
         self._restarting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._quick_ends = 0
         self._last_start = 0.0
         self._stopping = False
@@ -109,6 +114,20 @@ class Service:
         await self._vms.find(sorted(self.state.vms))
         async with self._lock:
             await self._start_dataplane()
+            await self._applier.give_back()
+        self._watching = asyncio.create_task(self._watch_devices(), name="watch of devices")
+
+    async def _watch_devices(self) -> None:
+        """Takes a port's device back when it returns: containers end and start again."""
+        while True:
+            await asyncio.sleep(_DEVICES_S)
+            if not self._applier.running or not self._applier.returned():
+                continue
+            try:
+                async with self._lock:
+                    await self._applier.renew(self._applier.returned(), self.state)
+            except errors.VswitchError as error:
+                log.warning("a device that is back could not be taken: %s", error)
 
     async def _start_dataplane(self) -> None:
         self._last_start = time.monotonic()
@@ -157,13 +176,16 @@ class Service:
         """Lets go of everything; the data plane and the VMs go on."""
         self._stopping = True
         await self._end_restarts()
+        await self.nics.close()
         await self._vms.close()
         self._store.close()
 
     async def _end_restarts(self) -> None:
-        if self._restarting is not None:
-            self._restarting.cancel()
-            await asyncio.wait([self._restarting])
+        tasks = [task for task in (self._restarting, self._watching) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     # ---- changes ----
 
@@ -207,8 +229,10 @@ class Service:
         return await self.port(port.name)
 
     async def set_port(self, who: Who, name: str, change: PortChange) -> PortInfo:
-        """Changes a port."""
+        """Changes a port; the guest of a VM's NIC sees it when the cable is moved."""
         await self._change(who, f"port set {name}", lambda s: wanted.set_port(s, name, change))
+        if "switch" in change.model_fields_set:
+            await self.nics.sync_carrier(name)
         return await self.port(name)
 
     async def delete_port(self, who: Who, name: str) -> None:
@@ -277,6 +301,7 @@ class Service:
             raise errors.ConflictError(f"VM {name} cannot be connected: {broken[0]}")
         self._applier.transport  # noqa: B018 - without a data plane, QEMU would wait for it for ever
         await self._vms.start(vm, ports)
+        await self.nics.sync_vm(name)
         return self.vm(name)
 
     async def stop_vm(self, name: str, how: VmStop) -> VmInfo:
@@ -318,7 +343,12 @@ class Service:
             fields["socket"] = str(port_socket(self.places.run_dir, row.port))
         if devices.is_ours(row.port):
             fields["device"] = devices.interface_name(row.port)
-        return PortInfo(**fields, id=row.id, state=await self._port_state(row))
+        return PortInfo(
+            **fields,
+            id=row.id,
+            state=await self._port_state(row),
+            isolation=self._applier.isolation(row.id),
+        )
 
     async def _port_state(self, row: PortRow) -> PortState | None:
         if row.id in self._applier.broken:

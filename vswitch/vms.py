@@ -56,15 +56,6 @@ def _translated() -> Iterator[None]:
 
 def spec_of(vm: Vm, ports: Sequence[PortRow], run_dir: Path) -> VmSpec:
     """A VM and its ports as the launcher takes them."""
-    nics = tuple(
-        NicSpec(
-            name=row.port.name.partition("/")[2],
-            mac=row.port.mac or "",
-            socket_path=vm_socket(run_dir, row.port.name),
-            queues=row.port.queues,
-        )
-        for row in ports
-    )
     try:
         return VmSpec(
             name=vm.name,
@@ -74,10 +65,19 @@ def spec_of(vm: Vm, ports: Sequence[PortRow], run_dir: Path) -> VmSpec:
             initrd=Path(vm.initrd) if vm.initrd else None,
             command_line=vm.cmdline,
             disks=tuple(DiskSpec(path=Path(disk), format=_format(disk)) for disk in vm.disks),
-            nics=nics,
+            nics=tuple(_nic_spec(row, run_dir) for row in ports),
         )
     except ValidationError as error:
         raise errors.invalid(error, f"VM {vm.name}") from error
+
+
+def _nic_spec(row: PortRow, run_dir: Path) -> NicSpec:
+    return NicSpec(
+        name=row.port.name.partition("/")[2],
+        mac=row.port.mac or "",
+        socket_path=vm_socket(run_dir, row.port.name),
+        queues=row.port.queues,
+    )
 
 
 def _format(disk: str) -> str:
@@ -98,6 +98,7 @@ class Vms:
         self._on_change = on_change
         self._machines: dict[str, Machine] = {}
         self._busy: set[str] = set()
+        self._changes: dict[str, asyncio.Lock] = {}
         self._host: Host | None = None
 
     def _folder(self, name: str) -> Path:
@@ -158,14 +159,48 @@ class Vms:
 
     @asynccontextmanager
     async def _alone(self, name: str) -> AsyncIterator[None]:
-        """One start or stop of a VM at a time."""
+        """One start, stop or change of a VM at a time."""
         if name in self._busy:
-            raise errors.ConflictError(f"VM {name} is being started or stopped by somebody else", "try again")
+            raise errors.ConflictError(
+                f"VM {name} is being started, stopped or changed by somebody else", "try again"
+            )
         self._busy.add(name)
         try:
             yield
         finally:
             self._busy.discard(name)
+
+    @asynccontextmanager
+    async def changing(self, name: str) -> AsyncIterator[None]:
+        """One change of a VM's NICs after the other; it is neither started nor stopped meanwhile."""
+        async with self._changes.setdefault(name, asyncio.Lock()), self._alone(name):
+            yield
+
+    def check_room(self, name: str) -> None:
+        """Raises errors.ConflictError when a running VM has no free slot for one more NIC."""
+        machine = self._machines[name]
+        if not machine.has_free_slot:
+            raise errors.ConflictError(
+                f"VM {name} has no free slot for one more NIC while it runs",
+                "detach one, or stop it, attach the NIC, and start it",
+            )
+
+    async def plug(self, name: str, row: PortRow) -> None:
+        """Plugs a NIC into a running VM; the data plane must be connecting to its socket."""
+        with _translated():
+            await self._machines[name].plug_nic(_nic_spec(row, self._run_dir))
+
+    async def unplug(self, name: str, nic: str) -> None:
+        """Takes a NIC out of a running VM, when it has it; its guest has to let go of it."""
+        machine = self._machines[name]
+        if any(spec.name == nic for spec in machine.spec.nics):
+            with _translated():
+                await machine.unplug_nic(nic)
+
+    async def set_carrier(self, name: str, nic: str, up: bool) -> None:
+        """Lets the guest of a running VM see the carrier of a NIC, or see it gone."""
+        with _translated():
+            await self._machines[name].set_carrier(nic, up)
 
     async def start(self, vm: Vm, ports: Sequence[PortRow]) -> None:
         """Starts a VM; returns when its guest's processors run.

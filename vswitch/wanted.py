@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from vswitch import errors
+from vswitch.devices import interface_name, is_ours
 from vswitch.model import (
     AclRule,
     Direction,
@@ -22,6 +23,7 @@ from vswitch.model import (
     PortSettings,
     Switch,
     SwitchChange,
+    VlanAny,
     Vm,
     VmCreate,
 )
@@ -29,7 +31,8 @@ from vswitch.model import (
 SWITCH_IDS = range(1, 1024)
 PORT_IDS = range(1, 4096)
 RULES_PER_PORT_MAX = 65535
-HOST_PORT = "host"
+HOST_PORT, UPLINK_PORT = "host", "uplink"
+NICS_PER_VM_MAX = 16
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -181,11 +184,11 @@ def _check_mac(state: State, port: Port) -> None:
 
 
 def add_switch(state: State, switch: Switch) -> State:
-    """With one more switch; an internal one comes with its host port."""
+    """With one more switch; an internal one comes with its host port, an external one with its uplink too."""
     _check_owner_is_free(state, switch.name)
     number = _free(SWITCH_IDS, (row.id for row in state.switches.values()), "switches")
     state = replace(state, switches=_with(state.switches, switch.name, SwitchRow(number, switch)))
-    if switch.type == "internal":
+    if switch.type != "private":
         # The host is trusted: bridges and containers behind it may have addresses of their own. Its interface
         # has an MTU.
         host = Port(
@@ -197,6 +200,20 @@ def add_switch(state: State, switch: Switch) -> State:
             storm_limit=0,
         )
         state = _add_port(state, host)
+    if switch.uplink is not None:
+        _check_device(state, switch.uplink)
+        # What comes from the wire has its own addresses, VLANs and priorities.
+        uplink = Port(
+            name=f"{switch.name}/{UPLINK_PORT}",
+            kind="uplink",
+            switch=switch.name,
+            device=switch.uplink,
+            vlan=VlanAny(),
+            allow_spoofing=True,
+            storm_limit=0,
+            trust_pcp=True,
+        )
+        state = _add_port(state, uplink)
     return state
 
 
@@ -208,10 +225,10 @@ def set_switch(state: State, name: str, change: SwitchChange) -> State:
 
 
 def delete_switch(state: State, name: str) -> State:
-    """Without the switch, its host port and its static entries."""
+    """Without the switch, its host and uplink ports and its static entries."""
     switch_row(state, name)
-    host = f"{name}/{HOST_PORT}"
-    others = {row.port.name for row in ports_on(state, name) + ports_of(state, name)} - {host}
+    own = {row.port.name for row in ports_of(state, name) if _is_part(row.port)}
+    others = {row.port.name for row in ports_on(state, name) + ports_of(state, name)} - own
     if others:
         raise errors.ConflictError(
             f"switch {name} has ports: {', '.join(sorted(others))}",
@@ -220,12 +237,43 @@ def delete_switch(state: State, name: str) -> State:
     return replace(
         state,
         switches=_without(state.switches, [name]),
-        ports=_without(state.ports, [host]),
+        ports=_without(state.ports, own),
         statics=_without(state.statics, [key for key in state.statics if key[0] == name]),
     )
 
 
 # ---- ports ----
+
+
+def _is_part(port: Port) -> bool:
+    """Whether it comes and goes with its switch."""
+    return port.kind in ("host", "uplink")
+
+
+def _check_device(state: State, device: str) -> None:
+    for row in state.ports.values():
+        other = interface_name(row.port) if is_ours(row.port) else row.port.device
+        if other == device:
+            raise errors.AlreadyExistsError(f"port {row.port.name} uses the device {device} already")
+
+
+def _check_kind(row: SwitchRow, port: Port) -> None:
+    switch = row.switch
+    if port.kind == "uplink" and switch.uplink is not None:
+        raise errors.ConflictError(
+            f"switch {switch.name} has its uplink, {switch.uplink}, already: a team of several is not there yet",
+            f"`vswitch port add {port.name} --kind netdev --device {port.device}` connects a device as any other",
+        )
+    if port.kind == "uplink":
+        raise errors.ConflictError(
+            f"switch {switch.name} is {switch.type} and has no uplink",
+            f"`vswitch switch create NAME --type external --uplink {port.device}`",
+        )
+    if port.kind == "host" or port.name == f"{port.owner}/{HOST_PORT}":
+        raise errors.ConflictError(
+            f"{port.owner}/{HOST_PORT} is the host's own port",
+            "internal and external switches have one; private ones never do",
+        )
 
 
 def _add_port(state: State, port: Port) -> State:
@@ -246,11 +294,7 @@ def add_port(state: State, port: Port) -> State:
             "name the port SWITCH/NAME for a VM that others start",
         )
     row = switch_row(state, port.owner)
-    if port.kind == "host" or port.name == f"{port.owner}/{HOST_PORT}":
-        raise errors.ConflictError(
-            f"{port.owner}/{HOST_PORT} is the host's own port",
-            "internal switches have one; private ones never do",
-        )
+    _check_kind(row, port)
     if port.switch not in (None, port.owner):
         raise errors.ConflictError(
             f"{port.name} belongs to switch {port.owner} and cannot be made on {port.switch}"
@@ -265,11 +309,13 @@ def add_port(state: State, port: Port) -> State:
     update: dict[str, object] = {"switch": port.owner}
     if port.kind == "pcap" and "allow_spoofing" not in given:
         update["allow_spoofing"] = True  # a recording has many senders
+    if port.kind == "netdev" and port.mac is None and "allow_spoofing" not in given:
+        update["allow_spoofing"] = True  # nobody has said who is behind the device: that is learned
     for other in state.ports.values():
         if port.socket and other.port.socket == port.socket:
             raise errors.AlreadyExistsError(f"port {other.port.name} uses the socket {port.socket} already")
-        if port.device and other.port.device == port.device:
-            raise errors.AlreadyExistsError(f"port {other.port.name} uses the device {port.device} already")
+    if port.device is not None:
+        _check_device(state, port.device)
     return _add_port(state, port.model_copy(update=update))
 
 
@@ -284,7 +330,7 @@ def set_port(state: State, name: str, change: PortChange) -> State:
         _check_connection(state, row, change.switch)
     port = row.port.model_copy(update=update)
     _check_mac(state, port)
-    if row.port.kind == "host" and port.switch is None:
+    if _is_part(row.port) and port.switch is None:
         raise errors.ConflictError(
             f"{name} is part of its switch", "set it to enabled=false to take it off the air"
         )
@@ -307,14 +353,16 @@ def _check_connection(state: State, row: PortRow, switch: str | None) -> None:
 def delete_port(state: State, name: str) -> State:
     """Without a port that belongs to a switch."""
     row = port_row(state, name)
-    if row.port.kind == "host":
+    if _is_part(row.port):
+        what = "host's port" if row.port.kind == "host" else "uplink"
         raise errors.ConflictError(
-            f"{name} is the host's port of an internal switch",
-            "set it to enabled=false, or make a private switch",
+            f"{name} is the {what} of its switch and goes with it",
+            f"`vswitch port set {name} --disable` takes it off the air",
         )
     if row.port.owner in state.vms:
         raise errors.ConflictError(
-            f"{name} is a NIC of VM {row.port.owner}", "it goes when the VM is deleted"
+            f"{name} is a NIC of VM {row.port.owner}",
+            f"`vswitch nic detach {name}`; it also goes when the VM is deleted",
         )
     return _drop_ports(state, [name])
 
@@ -415,6 +463,40 @@ def _port_of_nic(state: State, name: str, nic: Nic) -> Port:
         switch_row(state, nic.switch)
     settings = {field: getattr(nic, field) for field in PortSettings.model_fields}
     return Port(name=name, kind="vhost-user", switch=nic.switch, mac=nic.mac, queues=nic.queues, **settings)
+
+
+def free_nic_name(state: State, name: str) -> str:
+    """The port's name of a VM's next NIC: the lowest NAME/ethN that is free."""
+    taken = {row.port.name for row in ports_of(state, name)}
+    number = 0
+    while f"{name}/eth{number}" in taken:
+        number += 1
+    return f"{name}/eth{number}"
+
+
+def add_nic(state: State, name: str, port: str, nic: Nic) -> State:
+    """With one more NIC of a VM, whose port has this name."""
+    vm(state, name)
+    if len(ports_of(state, name)) >= NICS_PER_VM_MAX:
+        raise errors.ConflictError(f"VM {name} cannot have more than {NICS_PER_VM_MAX} NICs")
+    return _add_port(state, _port_of_nic(state, port, nic))
+
+
+def nic_row(state: State, name: str) -> PortRow:
+    """The port with this name, which must be a NIC of a VM."""
+    row = port_row(state, name)
+    if row.port.owner not in state.vms:
+        raise errors.ConflictError(
+            f"{name} is no NIC of a VM: it belongs to switch {row.port.owner}",
+            f"`vswitch port delete {name}`, or `vswitch port set {name} --disable`",
+        )
+    return row
+
+
+def delete_nic(state: State, name: str) -> State:
+    """Without a NIC of a VM, and its port."""
+    nic_row(state, name)
+    return _drop_ports(state, [name])
 
 
 def delete_vm(state: State, name: str) -> State:

@@ -82,7 +82,7 @@ def fake_daemon(folder: Path) -> Iterator[FakeDaemon]:
             self.wfile.flush()
             released.wait()
 
-        do_GET = do_POST = do_PATCH = do_DELETE = _answer  # noqa: N815 - the server's names
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815 - the server's names
 
         def log_message(self, *_: object) -> None:
             pass
