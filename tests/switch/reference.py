@@ -133,12 +133,6 @@ def read(data: bytes) -> Frame:
     return Frame(data[:6], data[6:12], tag, rest, ethertype, ip)
 
 
-def tci_of(data: bytes) -> int:
-    """PCP and VID of the outermost tag; 0 without one."""
-    tag = read(data).tag
-    return 0 if tag is None else tag[1] & 0xEFFF
-
-
 def l3_bytes(data: bytes) -> int:
     """What counts against an MTU: all behind the Ethernet header and at most two tags."""
     tags = 0
@@ -288,6 +282,7 @@ class Port:
     mtu: int = 0
     fdb_limit: int = 1024
     got: list[bytes] = field(default_factory=list)
+    tags: list[int] = field(default_factory=list)  # for each frame, the TCI of its VLAN's tag; 0: none
     drops: Counter[str] = field(default_factory=Counter)
     rules: Counter[tuple[int, str]] = field(default_factory=Counter)  # (rule id, "packets" or "bytes")
     from_packets: int = 0
@@ -380,8 +375,10 @@ class Switch:
             return "acl_deny"
         if port.mtu and l3_bytes(data) > port.mtu:
             return "mtu_exceeded"
-        out = vlan_out(port.policy, frame).bytes()
+        given = vlan_out(port.policy, frame)
+        out = given.bytes()
         port.got.append(out)
+        port.tags.append(0 if given.tag is None else given.tag[1])
         port.to_packets += 1
         port.to_bytes += len(out)
         return None
