@@ -21,6 +21,7 @@ from vswitch.model import (
 ALICE, BOB = "10.77.0.1", "10.77.0.2"
 OFFICE_HOST, OFFICE_GUEST = "10.78.0.1", "10.78.0.2"
 TRUNK_HOST, TRUNK_GUEST = "10.79.0.1", "10.79.0.2"
+PLUGGED_ALICE, PLUGGED_BOB = "10.80.0.1", "10.80.0.2"
 FORGED = "02:0f:00:00:00:66"
 PAGE = "hello from bob"
 TRUNK_VLAN = 30
@@ -198,6 +199,57 @@ async def internal(cast: Cast, step: StepContext) -> None:
     cast.world.keep_counters(step, "after")
 
 
+async def _carrier(guest: Guest, device: str, expected: str) -> str:
+    """What a guest says of a carrier, after it has had five seconds to see it change."""
+    seen = f"cat /sys/class/net/{device}/carrier"
+    result = await guest.run(
+        f'for i in $(seq 50); do [ "$({seen})" = {expected} ] && break; usleep 100000; done; {seen}'
+    )
+    return result.output.strip()
+
+
+async def hot_plug(cast: Cast, step: StepContext) -> None:
+    """Step 5: a running guest gets a NIC, sees its cable pulled and plugged, and loses it again."""
+    client = cast.world.client
+    cast.world.keep_counters(step, "before")
+    nic = await asyncio.to_thread(client.attach_nic, "alice", Nic(switch="lab", vlan=VlanAccess(vid=100)))
+    device = nic.name.partition("/")[2]
+    # Her eth0 is in the same VLAN, and would answer for the new address, too.
+    made = await cast.alice.run(
+        f"for i in $(seq 50); do [ -e /sys/class/net/{device} ] && break; usleep 100000; done; "
+        f"echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore; "
+        f"ip addr add {PLUGGED_ALICE}/24 dev {device}; ip link set {device} up; ip addr show {device}"
+    )
+    step.keep("new-device", made.output)
+    there = str(nic.mac) in made.output
+    seen = f"{device} with {nic.mac}" if there else "no such device"
+    step.check("alice, running, has a new device", f"{device} with {nic.mac}", seen, ok=there)
+    await cast.bob.run(f"ip addr add {PLUGGED_BOB}/24 dev eth0")
+    _works(step, "over the new NIC", await _ping(step, cast.alice, PLUGGED_BOB, "ping-plugged"))
+
+    client.disconnect_nic(nic.name)
+    carrier = await _carrier(cast.alice, device, "0")
+    step.check("its cable pulled: alice's carrier", "0", carrier, ok=carrier == "0")
+    _stopped(step, "without a cable", await _ping(step, cast.alice, PLUGGED_BOB, "ping-no-cable"))
+    client.connect_nic(nic.name, "lab")
+    carrier = await _carrier(cast.alice, device, "1")
+    step.check("the cable back: alice's carrier", "1", carrier, ok=carrier == "1")
+    _works(step, "with the cable", await _ping(step, cast.alice, PLUGGED_BOB, "ping-cable"))
+    cast.world.keep_counters(step, "after")
+
+    await asyncio.to_thread(client.detach_nic, nic.name)
+    left = await cast.alice.run(
+        f"for i in $(seq 50); do [ -e /sys/class/net/{device} ] || break; usleep 100000; done; "
+        f"ls /sys/class/net; ip addr del {PLUGGED_ALICE}/24 dev {device} 2>&1; "
+        "echo 0 >/proc/sys/net/ipv4/conf/all/arp_ignore"
+    )
+    await cast.bob.run(f"ip addr del {PLUGGED_BOB}/24 dev eth0")
+    step.keep("devices-left", left.output)
+    devices = left.output.partition("ip:")[0].split()
+    step.check("detached", f"no {device}", " ".join(devices), ok=bool(devices) and device not in devices)
+    _works(step, "alice goes on", await _ping(step, cast.alice, BOB, "ping-after"))
+
+
 async def _capture(cast: Cast, step: StepContext, file: Path) -> None:
     """Captures alice's port while she pings bob."""
     ready = asyncio.Event()
@@ -229,7 +281,7 @@ def _tshark(file: Path) -> subprocess.CompletedProcess[str]:
 
 
 async def losses(cast: Cast, step: StepContext) -> None:
-    """Step 5: every loss so far has a name, and a capture is one that other tools read."""
+    """Step 6: every loss so far has a name, and a capture is one that other tools read."""
     drops = {(drop.port, drop.reason): drop for drop in cast.world.client.drops()}
     text = "\n".join(f"{d.port} {d.reason} {d.packets}: because {d.sentence}" for d in drops.values())
     step.keep("drops", text)
@@ -260,5 +312,6 @@ STEPS = (
     ("ACLs: no ICMP to bob, the rest passes", acls),
     ("a forged MAC is dropped, unless it is allowed", spoofing),
     ("an internal switch: the host, untagged and over a trunk", internal),
+    ("hot-plug: a NIC for a running guest, and its cable", hot_plug),
     ("every loss has a name; a capture that tshark reads", losses),
 )

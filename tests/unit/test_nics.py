@@ -1,4 +1,4 @@
-"""NICs attached, detached, connected: what is wanted and what a guest sees go together, or nothing changes."""
+"""NICs attached, detached, connected: wanted state and guest go together, or nothing changes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
