@@ -8,6 +8,7 @@
  * side.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -237,6 +238,8 @@ int vhost_ring_start(struct vhost_port *vhost, u32 index)
 	error = vring_start(&vhost->rings[index], &config);
 	if (error)
 		return error;
+	if (LOAD_ACQUIRE(&session->memory.gone))
+		return -EFAULT; /* found out just now, by reading the ring */
 	clear_fault(vhost);
 	STORE_RELEASE(&vhost->running[index], &vhost->rings[index]);
 	update_port(vhost);
@@ -464,6 +467,9 @@ int port_vhost_open(struct dataplane *dataplane, const struct order_port_add *or
 	vhost->port.n_tx = 1;
 	vhost->retry.fire = retry_due;
 	vhost->listen_fd = n_fds ? fds[0] : -1;
+	/* Who waits may have left by the time we accept. */
+	if (n_fds)
+		(void)fcntl(fds[0], F_SETFL, O_NONBLOCK);
 	vhost->listen_watch = (struct watch){.fd = vhost->listen_fd, .ready = connection_waits};
 	vhost->address_length = order->address_length;
 	memcpy(vhost->address, order->address, sizeof(vhost->address));
