@@ -55,7 +55,7 @@ class Applier:
         self._devices: dict[int, devices.Device] = {}
         self._rows: dict[int, PortRow] = {}
         self.on_port_state: Callable[[orders.PortStateRecord], None] = lambda _state: None
-        self._missing: set[int] = set()
+        self._lost: set[int] = set()  # ports whose device went
         self.broken: dict[int, str] = {}
         self.restarts = 0
         self.error = ""
@@ -126,6 +126,8 @@ class Applier:
             if state.fault:
                 name = self._rows[state.port_id].port.name if state.port_id in self._rows else state.port_id
                 log.warning("port %s is stopped: %s", name, orders.FAULTS.get(state.fault, state.fault))
+            if state.fault == orders.FAULT_DEVICE:
+                self._lost.add(state.port_id)
             self.on_port_state(state)
 
     def isolation(self, port_id: int) -> str | None:
@@ -144,22 +146,20 @@ class Applier:
     def returned(self) -> set[int]:
         """Ports whose device went, and is there (again): `renew` makes them anew."""
         found: set[int] = set()
-        for number, row in self._rows.items():
-            state = self.states.get(number)
-            lost = state is not None and state.fault == orders.FAULT_DEVICE
-            if row.port.kind not in netdev.KINDS or not (lost or number in self.broken):
-                self._missing.discard(number)
-            elif not devices.interface_exists(row.port.device or ""):
-                self._missing.add(number)
-            elif lost or number in self._missing:
+        for number in self._lost | set(self.broken):
+            row = self._wanted.ports[number].row if number in self._wanted.ports else None
+            if row is None or row.port.kind not in netdev.KINDS:
+                continue
+            if not devices.interface_exists(row.port.device or ""):
+                self._lost.add(number)
+            elif number in self._lost:
                 found.add(number)
         return found
 
     async def renew(self, ports: set[int], state: State) -> None:
         """Makes ports anew, with their rules; a port that cannot be had is in `broken`."""
         for number in ports:
-            self._missing.discard(number)
-            self.states.pop(number, None)
+            self._lost.discard(number)
             if number in self._ports:
                 self._ports[number] = replace(self._ports[number], add=_UNKNOWN)
         await self.repair(state)
@@ -204,6 +204,7 @@ class Applier:
             else:
                 if isinstance(order, orders.PortSet | orders.PortDelete):
                     self.broken.pop(order.port_id, None)
+                    self._lost.discard(order.port_id)
         for number in self._rows.keys() - {row.id for row in state.ports.values()}:
             self.broken.pop(number, None)
             del self._rows[number]

@@ -21,14 +21,14 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from vswitch import errors
+from vswitch import errors, netdev
 from vswitch.model import Port
+from vswitch.words import INTERFACE_NAME_MAX
 
 _TUN = "/dev/net/tun"
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETVNETHDRSZ = 0x400454CA, 0x400454CB, 0x400454D8
 _IFF_TAP, _IFF_NO_PI, _IFF_MULTI_QUEUE, _IFF_VNET_HDR = 0x0002, 0x1000, 0x0100, 0x4000
 VNET_HEADER_BYTES = 12
-INTERFACE_NAME_MAX = 15
 _INTERFACE_MTU = 1500
 GROUP = "vswitch"
 
@@ -41,11 +41,13 @@ class Device:
         fds: For the data plane, which gets duplicates.
         interface: The tap that we made, and delete.
         path: The socket that we made, and unlink.
+        guard: What keeps the host's own stack off a kernel device, and what we take away.
     """
 
     fds: list[int]
     interface: str | None = None
     path: Path | None = None
+    guard: netdev.Guard | None = None
 
 
 def interface_name(port: Port) -> str:
@@ -241,14 +243,18 @@ def _files(port: Port) -> Device:
 # ---- all of them ----
 
 
-def open_device(port: Port, socket_path: Path | None, ours: set[str]) -> Device:
+async def open_device(port: Port, socket_path: Path | None, ours: set[str], guards: Path) -> Device:
     """Opens what a port needs.
 
     Args:
         port: The port.
         socket_path: vhost-user: where to listen; None: the data plane connects.
         ours: Interfaces that we made before and that may be there still.
+        guards: The folder of notes about guards at devices.
     """
+    if port.kind in netdev.KINDS:
+        fd, guard = await asyncio.to_thread(netdev.open_device, port, guards)
+        return Device([fd], guard=guard)
     if port.kind in ("tap", "host"):
         return _tap(port, ours)
     if port.kind == "pcap":
@@ -272,6 +278,8 @@ async def close(device: Device) -> None:
     device.fds.clear()
     if device.path is not None:
         device.path.unlink(missing_ok=True)
+    if device.guard is not None:
+        await asyncio.to_thread(netdev.release, device.guard.device, device.guard.note)
     if device.interface is not None and interface_exists(device.interface):
         # It may vanish meanwhile; that is what was wanted.
         with contextlib.suppress(Exception):

@@ -13,6 +13,7 @@ from pathlib import Path
 from vm.accelerator import choose_accelerator
 from vm.host import memory_available_bytes
 from vm.image import default_cache
+from vswitch import netdev
 from vswitch.model import DoctorCheck
 
 _CAP_NET_ADMIN = 12
@@ -31,6 +32,7 @@ def examine() -> list[DoctorCheck]:
         _memory(),
         _hugepages(),
         _bpf(),
+        _isolation(),
         _captures(),
     ]
 
@@ -157,6 +159,16 @@ def _bpf() -> DoctorCheck:
     ok = mounted and allowed and btf
     return DoctorCheck(
         name="BPF", ok=ok, seen=seen, gain="" if ok else "a faster way for kernel ports, in a later version"
+    )
+
+
+def _isolation() -> DoctorCheck:
+    ways = netdev.ways()
+    return DoctorCheck(
+        name="uplinks",
+        ok=bool(ways),
+        seen=f"the host is kept off them by {ways[0]}" if ways else "the host cannot be kept off them",
+        gain="" if ways else "BPF (as root) or nftables: external switches and netdev ports",
     )
 
 

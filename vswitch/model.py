@@ -71,7 +71,9 @@ class Switch(Model):
     @model_validator(mode="after")
     def _uplink_of_its_type(self) -> Self:
         if self.type == "external" and self.uplink is None:
-            raise ValueError("an external switch needs an uplink: the device that leads outside, such as eth1")
+            raise ValueError(
+                "an external switch needs an uplink: the device that leads outside, such as eth1"
+            )
         if self.type != "external" and self.uplink is not None:
             raise ValueError(f"only an external switch has an uplink, and {self.name} is {self.type}")
         return self

@@ -20,9 +20,11 @@ API_VERSION = 1
 FROM_PORT, TO_PORT = 1, 2  # enum of pipelines: OPENFLOW_FROM_PORT, OPENFLOW_TO_PORT
 FLAG_LEARN, FLAG_UP = 1, 2
 ADD_LISTEN, ADD_PCAP_REPLAY, ADD_PCAP_WRITE, ADD_PCAP_TIMED = 1, 2, 4, 8
-KIND_VHOST, KIND_TAP, KIND_MEM, KIND_PCAP = 1, 2, 3, 4
+KIND_VHOST, KIND_TAP, KIND_MEM, KIND_PCAP, KIND_PACKET = 1, 2, 3, 4, 5
 VID_ANY = 0xFFFF
 EVENT_PORT_STATE = 0x100
+
+FAULT_DEVICE = 6
 
 FAULTS = {
     1: "the guest's available index jumped by more than its ring's size",
@@ -30,7 +32,7 @@ FAULTS = {
     3: "the guest's descriptors form a loop",
     4: "the memory behind the guest's descriptors is gone",
     5: "the front end sent a malformed message and was disconnected",
-    6: "the kernel reported an error of the device",
+    FAULT_DEVICE: "its device is gone",
 }
 
 _ORDER = struct.Struct("=IHHQ")

@@ -23,6 +23,8 @@ _KINDS = {
     "tap": orders.KIND_TAP,
     "host": orders.KIND_TAP,
     "pcap": orders.KIND_PCAP,
+    "netdev": orders.KIND_PACKET,
+    "uplink": orders.KIND_PACKET,
 }
 
 

@@ -261,8 +261,8 @@ def _check_kind(row: SwitchRow, port: Port) -> None:
     switch = row.switch
     if port.kind == "uplink" and switch.uplink is not None:
         raise errors.ConflictError(
-            f"switch {switch.name} has its uplink, {switch.uplink}, already: a team of several is not there yet",
-            f"`vswitch port add {port.name} --kind netdev --device {port.device}` connects a device as any other",
+            f"switch {switch.name} has its uplink, {switch.uplink}, already; a team of several comes later",
+            "--kind netdev connects a device as any other",
         )
     if port.kind == "uplink":
         raise errors.ConflictError(

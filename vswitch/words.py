@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator
 OWNER_LENGTH_MAX = 32
 PORT_NAME_LENGTH_MAX = 15
 SOCKET_PATH_MAX = 107  # sun_path without its terminating zero
+INTERFACE_NAME_MAX = 15  # the kernel's IFNAMSIZ without its terminating zero
 MTU_MIN, MTU_MAX = 68, 9000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
@@ -48,6 +49,15 @@ def _name(what: str, length: int) -> Callable[[str], str]:
         return value
 
     return check
+
+
+def check_device(value: str) -> str:
+    """The name of a kernel device, as the kernel allows it."""
+    if not 1 <= len(value.encode()) <= INTERFACE_NAME_MAX or value in (".", ".."):
+        raise ValueError(f"{value!r} cannot be the name of a device: 1 to {INTERFACE_NAME_MAX} bytes")
+    if any(character.isspace() or character in '/:"' or not character.isprintable() for character in value):
+        raise ValueError(f"{value!r} cannot be the name of a device: no spaces, slashes, colons or quotes")
+    return value
 
 
 def normalise_mac(value: str) -> str:
@@ -152,6 +162,7 @@ def _memory(value: int) -> int:
 OwnerName = Annotated[str, AfterValidator(_name("VM or switch", OWNER_LENGTH_MAX))]
 PortName = Annotated[str, AfterValidator(_port_name)]
 Mac = Annotated[str, AfterValidator(normalise_mac)]
+DeviceName = Annotated[str, AfterValidator(check_device)]
 Vid = Annotated[int, AfterValidator(check_vid)]
 VlanRanges = Annotated[str, AfterValidator(_normalise_ranges)]
 Mtu = Annotated[int, AfterValidator(_mtu)]

@@ -86,15 +86,24 @@ def test_names_that_cannot_be_are_refused(name: str) -> None:
     assert "cannot be the name" in sentence(Switch, name=name, type="private")
 
 
-def test_external_switches_are_refused_saying_what_there_is() -> None:
-    assert "an internal one reaches the host" in sentence(Switch, name="lan", type="external")
+def test_external_switches_have_an_uplink_and_others_none() -> None:
+    assert "needs an uplink" in sentence(Switch, name="lan", type="external")
+    assert "only an external switch has an uplink" in sentence(
+        Switch, name="lan", type="internal", uplink="eth1"
+    )
+    assert "cannot be the name of a device" in sentence(Switch, name="l", type="external", uplink="../eth1")
+    assert "1 to 15 bytes" in sentence(Switch, name="l", type="external", uplink="x" * 16)
+    assert Switch(name="lan", type="external", uplink="eth1").uplink == "eth1"
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"kind": "tap", "socket": "/x"}, "only vhost-user ports have a socket"),
-        ({"kind": "vhost-user", "device": "tap0"}, "only tap ports have a device"),
+        ({"kind": "vhost-user", "device": "tap0"}, "only tap and netdev ports have a device"),
+        ({"kind": "netdev"}, "needs a device"),
+        ({"kind": "netdev", "device": "eth1", "queues": 2}, "has one queue"),
+        ({"kind": "netdev", "device": "e 1"}, "no spaces"),
         ({"kind": "pcap"}, "a pcap port needs a file"),
         ({"kind": "vhost-user", "socket": "x.sock"}, "is not absolute"),
         ({"kind": "vhost-user", "socket": "/" + "x" * 107}, "longer than the 107 bytes"),

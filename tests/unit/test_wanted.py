@@ -127,7 +127,7 @@ REFUSED: list[tuple[Callable[[State], State], type[errors.VswitchError], str]] =
     (
         lambda s: wanted.delete_port(s, "lab/host"),
         errors.ConflictError,
-        "the host's port of an internal switch",
+        "the host's port of its switch",
     ),
     (lambda s: wanted.delete_port(s, "web/eth0"), errors.ConflictError, "is a NIC of VM web"),
     (lambda s: wanted.delete_rules(s, "lab/db", {7}), errors.NotFoundError, "lab/db has no rule 7"),

@@ -136,9 +136,10 @@ class DeviceOptions:
         str,
         typer.Option(
             "--kind",
-            metavar="vhost-user|tap|pcap",
-            help="vhost-user: a VM that somebody else starts. tap: a kernel interface. pcap: files.",
-            autocompletion=choices("vhost-user", "tap", "pcap"),
+            metavar="vhost-user|tap|pcap|netdev",
+            help="vhost-user: a VM that somebody else starts. tap: a kernel interface. pcap: files. "
+            "netdev: a kernel device that is there, such as a container's veth.",
+            autocompletion=choices("vhost-user", "tap", "pcap", "netdev"),
         ),
     ]
     socket: Annotated[
@@ -158,7 +159,12 @@ class DeviceOptions:
     ] = None
     device: Annotated[
         str | None,
-        typer.Option("--device", metavar="NAME", help="tap: an existing interface; one is made without it."),
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="tap: an existing interface; one is made without it. netdev: the device. Without --mac, "
+            "the addresses behind it are learned.",
+        ),
     ] = None
     replay: Annotated[
         Path | None,
@@ -181,6 +187,7 @@ class DeviceOptions:
         "vswitch port add lab/db --kind vhost-user --listen --socket /tmp/db.sock",
         "vswitch port add lab/box --kind tap --vlan 100",
         "vswitch port add lab/rec --kind pcap --write /tmp/all.pcap --vlan-mode any",
+        "vswitch port add lab/web --kind netdev --device veth-web",
     ],
     socket_option=False,
 )
@@ -382,6 +389,7 @@ def _render(session: Session, port: PortInfo, stats: PortStats, drops: list[Drop
     rows: list[tuple[str, object]] = [("name", port.name), ("kind", port.kind)]
     rows += [("settings", ", ".join(_settings_text(port)))]
     details = {"socket": port.socket, "device": port.device, "replays": port.replay, "writes": port.write}
+    details["host kept off by"] = port.isolation
     rows += [(name, value) for name, value in details.items() if value is not None]
     if port.kind == "vhost-user":
         rows.append(("listens", "vswitch" if port.listen else "the front end (QEMU)"))

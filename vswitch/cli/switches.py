@@ -1,5 +1,6 @@
 """`vswitch switch`: making, showing, changing and deleting switches."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -18,9 +19,19 @@ TypeOption = Annotated[
     str,
     typer.Option(
         "--type",
-        metavar="internal|private",
-        help="private: VMs only. internal: the host too, through the port NAME/host.",
-        autocompletion=choices("internal", "private"),
+        metavar="internal|private|external",
+        help="private: VMs only. internal: the host too, through the port NAME/host. "
+        "external: also what is behind --uplink.",
+        autocompletion=choices("internal", "private", "external"),
+    ),
+]
+UplinkOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--uplink",
+        metavar="DEVICE",
+        help="external: the device that leads outside, such as eth1; the port NAME/uplink. Its frames are "
+        "the switch's alone: the host's own stack sees them through NAME/host only.",
     ),
 ]
 AgeingOption = Annotated[
@@ -29,10 +40,19 @@ AgeingOption = Annotated[
         "--ageing", metavar="SECONDS", help="When a learned address is forgotten (300 by default; 0: never)."
     ),
 ]
-FdbSizeOption = Annotated[
-    int | None,
-    typer.Option("--fdb-size", metavar="N", help="Addresses remembered at most (16384 by default)."),
-]
+
+
+@dataclass
+class TableOptions:
+    """The table of addresses."""
+
+    ageing: AgeingOption = None
+    fdb_size: Annotated[
+        int | None,
+        typer.Option("--fdb-size", metavar="N", help="Addresses remembered at most (16384 by default)."),
+    ] = None
+
+
 ForceOption = Annotated[
     bool,
     typer.Option("--force", help="Take its ports away first: VMs' NICs are unplugged, other ports deleted."),
@@ -42,19 +62,30 @@ ForceOption = Annotated[
 @command(
     app,
     "create",
-    examples=["vswitch switch create lab --type private", "vswitch switch create office --type internal"],
+    examples=[
+        "vswitch switch create lab --type private",
+        "vswitch switch create office --type internal",
+        "vswitch switch create lan --type external --uplink eth1",
+    ],
 )
 def create(
     session: Session,
     name: NewName,
     type_: TypeOption,
-    ageing: AgeingOption = None,
-    fdb_size: FdbSizeOption = None,
+    table: TableOptions,
+    uplink: UplinkOption = None,
 ) -> None:
     """Make a switch."""
-    wanted = build(f"switch {name}", Switch, name=name, type=type_, ageing_s=ageing, fdb_size=fdb_size)
-    made = session.client.create_switch(wanted)
-    more = f" The host's port is {made.name}/host." if made.type == "internal" else ""
+    if uplink is not None and len(uplink) > 1:
+        raise errors.UserError(
+            f"switch {name} can have one uplink, not {len(uplink)}: a team of several comes later",
+            "one --uplink",
+        )
+    device = uplink[0] if uplink else None
+    fields = {"type": type_, "uplink": device, "ageing_s": table.ageing, "fdb_size": table.fdb_size}
+    made = session.client.create_switch(build(f"switch {name}", Switch, name=name, **fields))
+    more = f" The host's port is {made.name}/host." if made.type != "private" else ""
+    more += f" {made.uplink} is {made.name}/uplink." if made.uplink is not None else ""
     session.out.done(made, f"Switch {made.name} ({made.type}) is there.{more}")
 
 
@@ -95,7 +126,7 @@ def set_(session: Session, name: SwitchArgument, ageing: AgeingOption = None) ->
 def delete(session: Session, name: SwitchArgument, force: ForceOption = False) -> None:
     """Delete a switch; one with ports is refused unless --force.
 
-    The host's own port of an internal switch goes with it.
+    The host's own port goes with it, and an uplink's device goes back to the host.
     """
     if force:
         _take_ports_away(session.client, name)
@@ -106,7 +137,7 @@ def delete(session: Session, name: SwitchArgument, force: ForceOption = False) -
 def _take_ports_away(client: Client, name: str) -> None:
     """Deletes the ports that others own the far end of, and unplugs VMs' NICs: those belong to their VMs."""
     for port in client.ports(switch=name):
-        if port.kind == "host":
+        if port.kind in ("host", "uplink"):
             continue
         if port.owner == name:
             client.delete_port(port.name)
@@ -119,6 +150,7 @@ def _render(session: Session, switch: SwitchInfo) -> None:
         [
             ("name", switch.name),
             ("type", switch.type),
+            *([("uplink", switch.uplink)] if switch.uplink is not None else []),
             ("ageing", f"{switch.ageing_s} s" if switch.ageing_s else "never"),
             ("addresses", f"{switch.fdb_size} at most"),
             ("ports", ", ".join(switch.ports)),
