@@ -46,12 +46,16 @@ class Lab:
     def set_policy(self, number: int, policy: PortPolicy) -> None:
         """Changes a port's rules while it is running."""
         new = compile_port(policy)
+        new_mac = policy.mac != self.reference.ports[number].policy.mac
         self.reference.ports[number].policy = policy
         self._program(number, changes(self.compiled[number], new))
         self.compiled[number] = new
         # What two rules hide in the same way is counted by the heavier one: counts start anew.
         self.reference.ports[number].rules.clear()
         self.base[number] = self._rules(number)
+        # Only where it must be: it empties the flow cache, which is to notice new rules by itself.
+        if new_mac:
+            self._set(number)
 
     def replace(self, number: int, port: Port) -> None:
         """Deletes a port and makes another of the same number."""
@@ -143,6 +147,7 @@ class Lab:
 
     def _set(self, number: int) -> None:
         port = self.reference.ports[number]
+        self.reference.claim(port.policy.mac)
         flags = (orders.FLAG_LEARN if port.learns else 0) | (orders.FLAG_UP if port.up else 0)
         self.engine.order_now(orders.PortSet(number, SWITCH, flags, 0, port.mtu, port.policy.mac))
 

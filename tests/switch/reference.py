@@ -313,6 +313,10 @@ class Switch:
             oldest = self.now - self.ageing
             self.learned = {key: entry for key, entry in self.learned.items() if entry.seen >= oldest}
 
+    def claim(self, mac: bytes) -> None:
+        """A port has this address from now on: what was learned of it before is forgotten."""
+        self.learned = {key: entry for key, entry in self.learned.items() if key[1] != mac}
+
     def forget(self, at: int) -> None:
         """A port goes, with what was learned there."""
         del self.ports[at]

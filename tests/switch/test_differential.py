@@ -20,7 +20,7 @@ N_PORTS = 4
 STRANGERS = (9, 10)
 VIDS = (1, 10, 11, 20, 4094)
 
-macs = st.sampled_from([mac(number) for number in (*range(1, N_PORTS + 1), *STRANGERS)])
+macs = st.sampled_from([mac(number) for number in (*range(1, 2 * N_PORTS + 1), *STRANGERS)])
 verdicts = st.sampled_from(Verdict)
 v4_prefixes = st.sampled_from([ip_network(text) for text in ("0.0.0.0/0", "10.0.0.0/24", "10.0.1.2/32")])
 v6_prefixes = st.sampled_from([ip_network(text) for text in ("::/0", "fd00::/64", "fd00:1::2/128")])
@@ -77,7 +77,7 @@ vlans = st.one_of(
 def policies(draw: st.DrawFn, number: int) -> PortPolicy:
     weights = draw(st.lists(st.integers(1, 0xFFFF), max_size=6, unique=True))
     return PortPolicy(
-        mac(number),
+        draw(st.sampled_from([mac(number), mac(number), mac(number + N_PORTS)])),
         allow_spoofing=draw(st.booleans()),
         vlan=draw(vlans),
         trust_pcp=draw(st.booleans()),
