@@ -114,8 +114,9 @@ def policy_of(row: PortRow) -> settings.PortPolicy:
 # ---- what shall be ----
 
 
-def _port_add(row: PortRow, owned_by_vm: bool, run_dir: Path) -> orders.PortAdd:
+def _port_add(row: PortRow, state: State, run_dir: Path) -> orders.PortAdd:
     port = row.port
+    owned_by_vm = port.owner in state.vms
     flags, address = 0, b""
     if port.kind == "vhost-user" and port.listen:
         flags = orders.ADD_LISTEN
@@ -132,7 +133,9 @@ def _port_add(row: PortRow, owned_by_vm: bool, run_dir: Path) -> orders.PortAdd:
         flags |= orders.ADD_PCAP_WRITE
     if port.timed:
         flags |= orders.ADD_PCAP_TIMED
-    return orders.PortAdd(row.id, _KINDS[port.kind], port.queues, flags, 0, address)
+    # Behind an uplink is a whole network: it may fill the table, where other ports have a share of it.
+    fdb_limit = state.switches[port.owner].switch.fdb_size if port.kind == "uplink" else 0
+    return orders.PortAdd(row.id, _KINDS[port.kind], port.queues, flags, fdb_limit, address)
 
 
 def _port_set(state: State, row: PortRow) -> orders.PortSet:
@@ -161,8 +164,7 @@ def target(state: State, run_dir: Path, before: Target | None = None) -> Target:
             policy = old.policy
         else:
             policy = _compiled(row)
-        owned_by_vm = row.port.owner in state.vms
-        ports[row.id] = TargetPort(_port_add(row, owned_by_vm, run_dir), _port_set(state, row), row, policy)
+        ports[row.id] = TargetPort(_port_add(row, state, run_dir), _port_set(state, row), row, policy)
     return Target(
         switches={
             row.id: orders.SwitchAdd(row.id, row.switch.fdb_size, row.switch.ageing_s)
