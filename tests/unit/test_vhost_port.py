@@ -236,6 +236,7 @@ def test_a_packed_ring_goes_on_where_its_front_end_does_not_know_the_place(lab: 
         exchange(lab, a, b, count=50)
         # After a reset the same ring begins anew.
         b.disconnect()
+        lab.wait_for(lambda: not lab.state(2).connected)
         b.renew()
         b.connect(paths[1])
         exchange(lab, a, b, count=50)
