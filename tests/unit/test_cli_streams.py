@@ -94,6 +94,23 @@ def test_a_signal_ends_a_capture_with_all_that_was_recorded(
     assert signal.getsignal(number) is before
 
 
+def test_a_capture_notices_that_its_reader_has_gone_while_no_frame_comes(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+
+    def read_once() -> None:
+        os.read(reader, 1 << 16)
+        os.close(reader)
+
+    received = threading.Thread(target=read_once)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        received.start()
+        assert run(["capture", "web/eth0"]) == 141
+    received.join()
+
+
 def test_capture_to_a_terminal_is_refused_with_two_ways_out(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

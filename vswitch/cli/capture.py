@@ -4,9 +4,12 @@ The stream is passed on as it comes; its blocks are only counted. It comes from 
 guests sent, so a block's length is checked before it is believed.
 """
 
+import math
+import select
 import signal
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from vswitch.cli.session import Session
 
 _ENHANCED_PACKET = 6
 _BLOCK_MIN, _BLOCK_MAX = 12, 1 << 20
+_LOOK_S = 0.1
 
 
 @dataclass
@@ -37,6 +41,10 @@ class CaptureOptions:
     snaplen: Annotated[
         int, typer.Option("--snaplen", metavar="BYTES", help="Keep so much of each frame, 64 to 65535.")
     ] = 65535
+
+
+class _ReaderGoneError(Exception):
+    """Not an OSError: HTTP's layers would take that for one of their connection."""
 
 
 class FrameCounter:
@@ -80,7 +88,7 @@ def capture(session: Session, port: str, options: CaptureOptions) -> None:
     with session.client.capture(port, options.snaplen) as chunks, _opened(options.write) as sink:
         if options.write is not None:
             session.out.hint(f"Recording {port} to {options.write}. Ctrl-C ends it.")
-        with _ended_by_signals(options.seconds):
+        with _ended_by_signals(options.seconds, sys.stdout.fileno() if options.write is None else None):
             _copy(chunks, sink, counter, options.count)
     if options.write is not None:
         result = {"file": str(options.write), "frames": counter.frames}
@@ -110,20 +118,35 @@ def _opened(path: Path | None) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _ended_by_signals(seconds: float | None) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and the end of the time all end the block; none is a failure."""
+def _ended_by_signals(seconds: float | None, pipe: int | None) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and the end of the time all end the block; none is a failure.
+
+    While no frame comes, nothing is written, and it would not be noticed that nobody reads the pipe any
+    more: a timer looks.
+    """
+    deadline = time.monotonic() + seconds if seconds is not None else math.inf
+    reader = select.poll()
+    if pipe is not None:
+        reader.register(pipe, 0)
 
     def end(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {
-        number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-    }
-    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+    def look(_number: int, _frame: FrameType | None) -> None:
+        if time.monotonic() >= deadline:
+            raise KeyboardInterrupt
+        if any(events & select.POLLERR for _, events in reader.poll(0)):
+            raise _ReaderGoneError
+
+    handlers = {signal.SIGINT: end, signal.SIGTERM: end, signal.SIGALRM: look}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    signal.setitimer(signal.ITIMER_REAL, _LOOK_S, _LOOK_S)
     try:
         yield
     except KeyboardInterrupt:
         pass
+    except _ReaderGoneError:
+        raise BrokenPipeError from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
