@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vswitch import doctor, errors, wanted
+from vswitch.diagnosis import Question, Why
 from vswitch.model import (
     AclRule,
     AclRuleInfo,
@@ -139,6 +140,11 @@ def _add_whole(app: FastAPI, service: Service) -> None:
     async def changes(limit: Annotated[int, Query(ge=1, le=10000)] = 100) -> list[Change]:
         """The latest changes, newest first."""
         return list(service.changes(limit))
+
+    @app.post("/v1/why")
+    async def why(question: Question) -> Why:
+        """What stops frames between two ports, whose doing it is, and the command that mends it."""
+        return await service.why(question)
 
     @app.post("/v1/stop", status_code=202)
     async def stop(tasks: BackgroundTasks, force: bool = False) -> dict[str, str]:

@@ -24,6 +24,7 @@ import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vswitch import errors, paths
+from vswitch.diagnosis import Question, Why
 from vswitch.model import (
     AclRule,
     AclRuleInfo,
@@ -237,6 +238,13 @@ class Client:
         else:
             request = TraceRequest(frame=frame)
         return self._send("POST", f"{_port(port)}/trace", request, Trace)
+
+    def why(self, question: Question) -> Why:
+        """What stops frames between two ports, whose doing it is, and the command that mends it."""
+        answer = self._call(
+            "POST", "/v1/why", timeout_s=question.seconds + self._timeout_s, json=_fields(question)
+        )
+        return self._parse(answer, Why)
 
     @contextmanager
     def capture(self, port: str, snaplen: int = 65535) -> Iterator[Iterator[bytes]]:

@@ -19,8 +19,9 @@ from controller.entry import Kind, rule_of
 from controller.messages import flow_stats_request, parse_flow_stats
 from vm.errors import VmError as LauncherError
 from vm.qemu import PortPlug, installed_version, qemu_args_for_port
-from vswitch import capture, devices, errors, orders, trace, wanted
+from vswitch import capture, devices, errors, inquiry, orders, trace, wanted
 from vswitch.apply import Applier, Start
+from vswitch.diagnosis import Question, Why
 from vswitch.drops import reason
 from vswitch.frames import parse_frame
 from vswitch.model import (
@@ -487,6 +488,10 @@ class Service:
         answer = await self._applier.transport.order(orders.TraceFrame(row.id, frame))
         ports = {other.id: other for other in self.state.ports.values()}
         return trace.describe(port, frame, orders.parse_trace(answer), ports)
+
+    async def why(self, question: Question) -> Why:
+        """What stops frames between two ports."""
+        return await inquiry.ask(self, question)
 
     async def capture(self, port: str, snaplen: int) -> AsyncGenerator[bytes, None]:
         """A pcapng stream, running when this returns."""

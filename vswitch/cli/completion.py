@@ -31,6 +31,12 @@ def vm_names(context: typer.Context, incomplete: str) -> list[str]:
     return _matching(incomplete, _ask(context, lambda client: [vm.name for vm in client.vms()]))
 
 
+def place_names(context: typer.Context, incomplete: str) -> list[str]:
+    """Ports, and VMs and switches by their own names."""
+    ports = port_names(context, incomplete)
+    return [*vm_names(context, incomplete), *switch_names(context, incomplete), *ports]
+
+
 def nic_texts(context: typer.Context, incomplete: str) -> list[str]:
     """The switch of a --nic; nothing once its settings have begun."""
     return [] if "," in incomplete else switch_names(context, incomplete)
