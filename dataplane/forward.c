@@ -4,6 +4,7 @@
  * cache, walk the pipeline on a miss, hand on to output.c. The loops are split so that each one's cache misses overlap.
  */
 #include "capture.h"
+#include "guest_memory.h"
 #include "offload.h"
 #include "parse.h"
 #include "worker.h"
@@ -16,7 +17,7 @@ static void copy_header(struct packet *packet, u32 have, u32 want)
 	u32 length = packet->length < want ? packet->length : want;
 
 	if (likely(!have && packet->segments[0].length >= length))
-		memcpy(packet->header, packet->segments[0].data, length);
+		guest_copy(packet->header, packet->segments[0].data, length);
 	else
 		packet_copy(packet, have, packet->header + have, length - have);
 	packet->header_length = (u16)length;

@@ -9,6 +9,15 @@
 
 #define TRACE_MAX 4096
 
+/* How long the frame is where it leaves: said in the record of the output that was noted last. */
+static void note_length(const struct walk *walk, const struct packet *packet)
+{
+	struct trace_record *last = &walk->trace->records[walk->trace->n - 1];
+
+	if (walk->trace->n && last->kind == TRACE_OUTPUT)
+		last->value = packet->length + (walk->edit.push ? 4 : 0) - (walk->edit.pop ? 4 : 0);
+}
+
 /* Follows one copy to `out`. */
 static void trace_output(const struct walk *walk, struct port *out, const struct packet *packet)
 {
@@ -17,6 +26,7 @@ static void trace_output(const struct walk *walk, struct port *out, const struct
 
 	copy.n_entries = 0;
 	pipeline_walk_output(&copy, out, LOAD_ACQUIRE(&out->policy->version));
+	note_length(&copy, packet);
 	if (copy.kind == VERDICT_UNICAST && !mtu_fits(packet, out->mtu)) {
 		/* Instead of the output that was noted. */
 		walk->trace->n--;
@@ -67,6 +77,7 @@ static void trace_frame(struct walk *walk, struct port *in, const u8 *frame, u32
 	} else if (walk->kind == VERDICT_UNICAST) {
 		struct port *out = dataplane_port(walk->dataplane, walk->port);
 
+		note_length(walk, &packet);
 		if (out && !mtu_fits(&packet, out->mtu) && walk->trace->n > before) {
 			walk->trace->n--;
 			trace_add(walk->trace, &(struct trace_record){ .kind = TRACE_DROP,
