@@ -139,7 +139,7 @@ static int read_interface(struct pcap_reader *reader, const u8 *body, u32 length
 		return -EBADMSG;
 	if (reader->n_interfaces == PCAP_INTERFACES_MAX)
 		return 0; /* its frames will have a number beyond those known */
-	interface = &reader->interfaces[reader->n_interfaces++];
+	interface = &reader->interfaces[reader->n_interfaces];
 	*interface = (struct pcap_interface){.ethernet = read16(reader, body) == LINK_ETHERNET,
 					     .resolution = RESOLUTION_MICROSECONDS,
 					     .snaplen = read32(reader, body + 4)};
@@ -156,6 +156,8 @@ static int read_interface(struct pcap_reader *reader, const u8 *body, u32 length
 		size = (size + 3) & ~3u;
 		at = size > length - at ? length : at + size;
 	}
+	/* Only now: what is damaged stays so, however often it is read. */
+	reader->n_interfaces++;
 	return 0;
 }
 
