@@ -3,9 +3,13 @@
 import asyncio
 import contextlib
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
+from demo.cast import Cast
+from demo.cast import ping as _ping
+from demo.cast import stopped as _stopped
+from demo.cast import works as _works
+from demo.external import external
 from demo.report import Report, StepContext
 from demo.world import Guest, Ping, World, parse_ping
 from vswitch.model import (
@@ -27,15 +31,6 @@ PAGE = "hello from bob"
 TRUNK_VLAN = 30
 
 
-@dataclass
-class Cast:
-    """Who takes part: the world, its two guests."""
-
-    world: World
-    alice: Guest
-    bob: Guest
-
-
 async def prepare(world: World, report: Report) -> Cast:
     """Makes the switches and boots alice and bob on the private one; alice is on the internal one too."""
     client = world.client
@@ -49,20 +44,6 @@ async def prepare(world: World, report: Report) -> Cast:
     )
     world.boot("bob", (Nic(switch="lab", vlan=VlanAccess(vid=100)),), f"eth0={BOB}/24")
     return Cast(world, await world.shell("alice"), await world.shell("bob"))
-
-
-async def _ping(step: StepContext, guest: Guest, address: str, name: str) -> Ping:
-    ping = await guest.ping(address)
-    step.keep(name, ping.output)
-    return ping
-
-
-def _works(step: StepContext, what: str, ping: Ping) -> None:
-    step.check(what, "every ping answered", str(ping), ok=ping.works)
-
-
-def _stopped(step: StepContext, what: str, ping: Ping) -> None:
-    step.check(what, "no ping answered", str(ping), ok=ping.stopped)
 
 
 async def vlans(cast: Cast, step: StepContext) -> None:
@@ -281,7 +262,7 @@ def _tshark(file: Path) -> subprocess.CompletedProcess[str]:
 
 
 async def losses(cast: Cast, step: StepContext) -> None:
-    """Step 6: every loss so far has a name, and a capture is one that other tools read."""
+    """The last step: every loss so far has a name, and a capture is one that other tools read."""
     drops = {(drop.port, drop.reason): drop for drop in cast.world.client.drops()}
     text = "\n".join(f"{d.port} {d.reason} {d.packets}: because {d.sentence}" for d in drops.values())
     step.keep("drops", text)
@@ -313,5 +294,6 @@ STEPS = (
     ("a forged MAC is dropped, unless it is allowed", spoofing),
     ("an internal switch: the host, untagged and over a trunk", internal),
     ("hot-plug: a NIC for a running guest, and its cable", hot_plug),
+    ("an external switch: the wire, untagged and tagged; the host kept off", external),
     ("every loss has a name; a capture that tshark reads", losses),
 )
