@@ -39,6 +39,10 @@ class Guests:
     async def start(self, name: str) -> GuestConsole:
         """Starts a guest that is there, and waits for its shell."""
         await asyncio.to_thread(self.client.start_vm, name)
+        return await self.shell(name)
+
+    async def shell(self, name: str) -> GuestConsole:
+        """The shell of a guest that runs, when it answers."""
         console = await GuestConsole.connect(Path(self.client.vm_console(name).socket))
         self._consoles.append(console)
         await console.wait_ready(60)
