@@ -74,7 +74,7 @@ class Client:
         self.socket = Path(socket) if socket is not None else paths.client_socket()
         self._timeout_s = timeout_s
         # No certificates on a unix socket: loading them would take longer than most commands do.
-        transport = httpx.HTTPTransport(uds=str(self.socket), verify=False)  # noqa: S501
+        transport = httpx.HTTPTransport(uds=str(self.socket), verify=False)
         self._http = httpx.Client(transport=transport, base_url="http://vswitch", timeout=timeout_s)
 
     def __enter__(self) -> Self:
