@@ -244,6 +244,8 @@ class Applier:
             self._devices[order.port_id] = device  # for the next data plane
             raise
         except errors.VswitchError:
+            if device.guard is not None:
+                self._lost.add(order.port_id)  # its socket's device went while nobody looked
             self._devices.pop(order.port_id, None)
             await devices.close(device)
             raise

@@ -12,6 +12,7 @@ Blocking calls of a few milliseconds; pyroute2 has an event loop of its own, so 
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 import socket
@@ -42,6 +43,7 @@ _INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
 _SCOPE_LINK = 253
 _SYS_BPF, _BPF_PROG_LOAD, _SCHED_CLS = 321, 5, 3
 _DIRECT_ACTION = 1
+_SIOCETHTOOL, _ETHTOOL_GFLAGS, _ETHTOOL_SFLAGS, _ETH_FLAG_LRO = 0x8946, 0x25, 0x26, 1 << 15
 
 # struct bpf_insn: code, registers (destination | source << 4), offset, immediate.
 Instruction = tuple[int, int, int, int]
@@ -110,8 +112,10 @@ def look(kernel: IPRoute, name: str) -> Facts | None:
         route
         for family in (socket.AF_INET, socket.AF_INET6)
         for route in kernel.get_routes(family=family, dst_len=0)
-        if route["dst_len"] == 0 and route.get_attr("RTA_OIF") == index
+        if route["dst_len"] == 0
     ]
+    ways_out = [route.get_attr("RTA_OIF") for route in routes]
+    ways_out += [hop["oif"] for route in routes for hop in route.get_attr("RTA_MULTIPATH") or []]
     return Facts(
         index=index,
         kind=(info.get_attr("IFLA_INFO_KIND") or "") if info else "",
@@ -119,7 +123,7 @@ def look(kernel: IPRoute, name: str) -> Facts | None:
         loopback=bool(link["flags"] & 8),
         master=kernel.get_links(master)[0].get_attr("IFLA_IFNAME") if master else "",
         addresses=tuple(addresses),
-        default_route=bool(routes),
+        default_route=index in ways_out,
         guarded=_is_guarded(kernel, index, name),
     )
 
@@ -254,13 +258,21 @@ _WAYS: tuple[tuple[Way, Callable[[IPRoute, int, str], None]], ...] = (
 )
 
 
+def _is_forbidden(error: Exception) -> bool:
+    number = getattr(error, "code", None) or getattr(error, "errno", None)  # pyroute2's, or the system's
+    return number in (errno.EPERM, errno.EACCES)
+
+
 def _set_guard(kernel: IPRoute, index: int, name: str, port: str) -> Way:
     reasons = []
     for way, attach in _WAYS:
         try:
             attach(kernel, index, name)
         except Exception as error:  # pyroute2's errors have no common root
-            _take_guard(kernel, index, name)
+            with contextlib.suppress(Exception):
+                _take_guard(kernel, index, name)
+            if _is_forbidden(error):
+                raise
             reasons.append(f"{way}: {error}")
         else:
             return way
@@ -314,6 +326,19 @@ def _open_socket(name: str, index: int) -> int:
     return packet.detach()
 
 
+def _no_receive_offload(name: str) -> None:
+    """Takes LRO off hardware that has it: it joins segments without saying how they were, for hosts only."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        value = ctypes.create_string_buffer(struct.pack("=II", _ETHTOOL_GFLAGS, 0), 8)
+        request = struct.pack("16sQ16x", name.encode(), ctypes.addressof(value))
+        with contextlib.suppress(OSError):  # a device without such options
+            fcntl.ioctl(control, _SIOCETHTOOL, request)
+            flags = struct.unpack_from("=I", value, 4)[0]
+            if flags & _ETH_FLAG_LRO:
+                struct.pack_into("=II", value, 0, _ETHTOOL_SFLAGS, flags & ~_ETH_FLAG_LRO)
+                fcntl.ioctl(control, _SIOCETHTOOL, request)
+
+
 def open_device(port: Port, notes: Path) -> tuple[int, Guard]:
     """Guards a port's device, brings it up, and opens its packet socket.
 
@@ -336,6 +361,7 @@ def open_device(port: Port, notes: Path) -> tuple[int, Guard]:
         note.touch()
         try:
             way = _set_guard(kernel, facts.index, name, port.name)
+            _no_receive_offload(name)
             kernel.link("set", index=facts.index, state="up")
             return _open_socket(name, facts.index), Guard(name, way, note)
         except Exception as error:
@@ -344,7 +370,7 @@ def open_device(port: Port, notes: Path) -> tuple[int, Guard]:
             note.unlink(missing_ok=True)
             if isinstance(error, errors.VswitchError):
                 raise
-            if isinstance(error, OSError) and error.errno in (errno.EPERM, errno.EACCES):
+            if _is_forbidden(error):
                 raise errors.NotPermittedError(
                     f"port {port.name}: this user may not open {name}", "run vswitchd as root"
                 ) from error

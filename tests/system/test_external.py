@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,6 +94,7 @@ def lan(daemon: Daemon) -> Daemon:
 
 
 def test_the_host_and_the_wire_reach_each_other_through_the_hosts_port(lan: Daemon, away: str) -> None:
+    assert "promiscuity 1" in sh(f"ip -d link show dev {WIRE}")
     assert lan.client.switch(LAN).ports == [f"{LAN}/host", f"{LAN}/uplink"]
     wait_for(lambda: pings(PEER))
     assert pings(HOST, away)
@@ -187,35 +189,37 @@ def test_tcp_crosses_the_uplink_in_large_segments_both_ways(lan: Daemon, away: s
     assert "tx_error" not in after.drops
 
 
-# One frame of VLAN argv[3] out, and the tag of the one that comes back: the kernel has tags beside the bytes.
+# One frame of VLAN argv[2] out, and the tag of the one that comes back: the kernel has tags beside the bytes.
 TAGGED = """
-import socket, struct, sys
-device, mac, vid = sys.argv[1], bytes.fromhex(sys.argv[2]), int(sys.argv[3])
+import socket, struct, sys, time
+device, vid, timeout = sys.argv[1], int(sys.argv[2]), float(sys.argv[5])
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 s.bind((device, 3))
 s.setsockopt(263, 8, 1)
-s.settimeout(5)
+deadline = time.monotonic() + timeout
 own = s.getsockname()[4]
-arp = struct.pack("!HHBBH6s4s6s4s", 1, 0x800, 6, 4, 1, own, bytes(map(int, sys.argv[4].split("."))), bytes(6),
-                  bytes(map(int, sys.argv[5].split("."))))
+arp = struct.pack("!HHBBH6s4s6s4s", 1, 0x800, 6, 4, 1, own, bytes(map(int, sys.argv[3].split("."))), bytes(6),
+                  bytes(map(int, sys.argv[4].split("."))))
 s.send(b"\\xff" * 6 + own + struct.pack("!HHH", 0x8100, vid, 0x806) + arp)
-while True:
+while time.monotonic() < deadline:
+    s.settimeout(max(deadline - time.monotonic(), 0.001))
     data, control, _, address = s.recvmsg(2000, 200)
     if address[2] == 4 or data[12:14] != b"\\x08\\x06" or data[20:22] != b"\\0\\2":
         continue  # our own, or no answer to ARP
     status, _, _, _, _, tci, tpid = struct.unpack("IIIHHHH", control[0][2])
     print(tci if status & 16 else 0)
-    break
+    sys.exit(0)
+sys.exit("no answer")
 """
 
 
 def test_vlans_reach_the_wire_as_tags_and_come_back(lan: Daemon, away: str) -> None:
     lan.client.set_port(f"{LAN}/host", PortChange(vlan=VlanAccess(vid=100)))
-    command = ["ip", "netns", "exec", away, sys.executable, "-c", TAGGED, WIRE, "00" * 6, "100", PEER, HOST]
-    answer = subprocess.run(command, capture_output=True, text=True)
+    command = ["ip", "netns", "exec", away, sys.executable, "-c", TAGGED, WIRE, "100", PEER, HOST]
+    answer = subprocess.run([*command, "10"], capture_output=True, text=True)
     assert answer.stdout == "100\n", answer.stderr
     lan.client.set_port(f"{LAN}/host", PortChange(vlan=VlanAccess(vid=200)))
-    assert subprocess.run(command, capture_output=True).returncode != 0
+    assert subprocess.run([*command, "1"], capture_output=True).returncode != 0
     assert lan.client.port_stats(f"{LAN}/host").drops.get("vlan_not_member", 0) == 0, (
         "a flood leaves others out"
     )
@@ -267,6 +271,14 @@ def test_a_device_that_went_is_a_fault_and_is_taken_again_when_it_returns(lan: D
     make_wire()
     wait_for(lambda: fault() is None)
     wait_for(lambda: pings(PEER))
+    # The same, while there is no data plane to notice.
+    plane = lan.client.status().dataplane_pid or 0
+    os.kill(plane, signal.SIGSTOP)
+    sh(f"ip link del {WIRE}")
+    os.kill(plane, signal.SIGKILL)
+    make_wire()
+    wait_for(lambda: lan.client.status().dataplane_pid not in (None, plane))
+    wait_for(lambda: pings(PEER))
     assert lan.client.port(f"{LAN}/uplink").isolation is not None
 
 
@@ -312,6 +324,12 @@ def test_devices_that_cannot_be_uplinks_are_refused_and_nothing_is_made(daemon: 
         assert f"{WIRE} carries a default route" in refused(WIRE)
     finally:
         sh(f"ip route del default dev {WIRE} table 4242")
+    sh(f"ip -6 route add default dev {WIRE} table 4242")
+    assert f"{WIRE} carries a default route" in refused(WIRE)
+    sh(f"ip -6 route del default dev {WIRE} table 4242")
+    sh(f"ip route add default table 4242 nexthop dev {WIRE} nexthop dev lo")
+    assert f"{WIRE} carries a default route" in refused(WIRE)
+    sh("ip route del default table 4242")
     bridge = f"{TAG}b"
     sh(f"ip link add {bridge} type bridge")
     try:
