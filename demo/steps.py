@@ -11,6 +11,7 @@ from demo.cast import stopped as _stopped
 from demo.cast import works as _works
 from demo.external import external
 from demo.report import Report, StepContext
+from demo.why import why
 from demo.world import Guest, Ping, World, parse_ping
 from vswitch.model import (
     AclRule,
@@ -295,5 +296,6 @@ STEPS = (
     ("an internal switch: the host, untagged and over a trunk", internal),
     ("hot-plug: a NIC for a running guest, and its cable", hot_plug),
     ("an external switch: the wire, untagged and tagged; the host kept off", external),
+    ("vswitch why: who stops it, and the command that mends it", why),
     ("every loss has a name; a capture that tshark reads", losses),
 )

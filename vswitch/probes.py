@@ -171,7 +171,7 @@ def _number_field(question: Question) -> str:
     return f", {'nh' if question.version == 6 else 'proto'}={question.protocol_number}"
 
 
-def remarks(question: Question, a: Port, b: Port) -> Iterator[str]:
+def remarks(a: Port, b: Port) -> Iterator[str]:
     """What was chosen because it is not known."""
     for port, other in ((a, b), (b, a)):
         vid = common_vid(port.vlan, other.vlan)
@@ -179,5 +179,3 @@ def remarks(question: Question, a: Port, b: Port) -> Iterator[str]:
             tag = _tag(port.vlan, vid)
             how = f"tagged with VLAN {tag}" if tag else "untagged, in the trunk's native VLAN"
             yield f"{port.name} is a trunk: its guest is taken to send {how}"
-    if not question.addresses_known:
-        yield "IP addresses are not known (--from-ip, --to-ip): rules that name some are not asked"

@@ -262,15 +262,13 @@ def _acl(facts: Facts, probe: Probe, at: Side, step: TraceStep | None) -> Cause:
             kind="acl", port=at.name, way=probe.way, rule=number, sentence=f"a rule of {at.name} denies it"
         )
     direction = "from VM" if row.rule.direction == "out" else "to VM"
-    comment = f" ({row.rule.comment})" if row.rule.comment else ""
     return Cause(
         kind="acl",
         port=at.name,
         way=probe.way,
         rule=row.id,
         reason="acl_deny",
-        sentence=f"rule {row.id} of {at.name} drops {probe.what}, {direction}: "
-        f"{rule_text(row.rule)}{comment}",
+        sentence=f"rule {row.id} of {at.name} drops {probe.what}, {direction}: {rule_text(row.rule)}",
         since=_since_rule(facts, row.id),
         mend=[_acl_mend(facts, probe, at, row)],
     )
@@ -503,6 +501,15 @@ def _other(facts: Facts, side: Side, way: Way, reason: str) -> Cause:
 # ---- the answer ----
 
 
+def _naming_addresses(facts: Facts) -> Iterator[str]:
+    """The rules that name an IP address and may be about the packets that are asked about."""
+    for side in (facts.a, facts.b):
+        for row in side.row.rules:
+            fits = row.rule.protocol_number in (None, facts.question.protocol_number)
+            if fits and (row.rule.local_ip is not None or row.rule.remote_ip is not None):
+                yield f"rule {row.id} of {side.name}"
+
+
 def _unique(causes: Iterator[Cause]) -> Iterator[Cause]:
     """Each cause once: what stops a packet stops ARP, too, and shows in the counters."""
     seen: set[tuple[str, str, int | None]] = set()
@@ -526,9 +533,12 @@ def _causes(facts: Facts) -> Iterator[Cause]:
 def judge(facts: Facts) -> Why:
     """The answer."""
     causes = sorted(_unique(_causes(facts)), key=lambda cause: not cause.certain)
-    said = list(remarks(facts.question, facts.a.port, facts.b.port))
+    said = list(remarks(facts.a.port, facts.b.port))
+    certain = any(cause.certain for cause in causes)
+    if not facts.question.addresses_known and (rules := list(_naming_addresses(facts))):
+        said.append(f"IP addresses are not known (--from-ip, --to-ip), and {', '.join(rules)} names some")
     silent = [s.name for s in (facts.a, facts.b) if s.after.stats.from_packets == s.before.stats.from_packets]
-    if silent and facts.question.seconds:
+    if silent and facts.question.seconds and not certain:
         said.append(
             f"{' and '.join(silent)} sent nothing in {facts.question.seconds:g} s: what guests really send "
             "is seen while it is being tried"
