@@ -1,4 +1,4 @@
-"""The step about `vswitch why`: each cause is named, and the command that it advises is typed as it stands."""
+"""The step about `vswitch why`: each cause is named, and the command that it advises is typed as it is."""
 
 import asyncio
 import contextlib
