@@ -45,7 +45,7 @@ def index_hosts() -> set[str]:
 
 
 def test_nothing_committed_names_a_place_of_one_machine() -> None:
-    own = str(ROOT.parent) + "/" if len(ROOT.parts) > 2 else "\0"
+    own = f"{ROOT}/"
     found = [
         f"{place}: {line.strip()}"
         for place, line in lines()
