@@ -147,8 +147,8 @@ class Service:
             await asyncio.sleep(_BACK_OFF_S[min(self._quick_ends, len(_BACK_OFF_S) - 1)])
             try:
                 async with self._lock:
-                    self._applier.restarts += 1
                     await self._start_dataplane()
+                    self._applier.restarts += 1  # and it has what is wanted
             except (errors.VswitchError, OSError) as error:
                 log.error("the data plane could not be started again: %s", error)
                 self._applier.error = str(error)
