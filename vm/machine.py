@@ -253,6 +253,7 @@ class Machine:
         address = {"type": "unix", "data": {"path": str(nic.socket_path)}}
         backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
         done: list[tuple[str, str]] = []
+        await self._remove_leftovers(monitor, nic.name)
         try:
             await monitor.execute("chardev-add", {"id": f"{nic.name}-socket", "backend": backend})
             done.append(("chardev-remove", f"{nic.name}-socket"))
@@ -310,6 +311,15 @@ class Machine:
         nics = tuple(nic for nic in self.spec.nics if nic.name != name)
         self.spec = self.spec.model_copy(update={"nics": nics})
         self._write_record(self._process)
+
+    async def _remove_leftovers(self, monitor: Monitor, name: str) -> None:
+        """Takes away what a launcher that was killed while it plugged the NIC has left; usually nothing."""
+        device: dict[str, object] = {"id": f"{name}-device"}
+        with contextlib.suppress(QmpCommandError):
+            await monitor.execute_until_event("device_del", device, "DEVICE_DELETED", timeout_s=5)
+        for command, identity in (("netdev_del", name), ("chardev-remove", f"{name}-socket")):
+            with contextlib.suppress(QmpCommandError):
+                await monitor.execute(command, {"id": identity})
 
     # --- before the start ---
 

@@ -8,7 +8,7 @@ It never waits for a guest while it holds the lock of the wanted state.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Protocol
 
 from vswitch import errors, wanted
@@ -90,6 +90,26 @@ class Nics:
             raise errors.ConflictError(f"VM {name} is {state}", "try again when it has come to rest")
         return state == "running"
 
+    # ---- after a restart of ours ----
+
+    def repair(self) -> None:
+        """Begins to plug in what a daemon that was killed meanwhile had promised, and not done."""
+        for name in self._state().vms:
+            if self._vms.state(name) in ACTIVE:
+                self._begin(self._repair(name), f"NICs of {name}")
+
+    async def _repair(self, name: str) -> None:
+        try:
+            await self._vms.wait_running(name)
+            async with self._vms.changing(name):
+                for row in wanted.ports_of(self._state(), name):
+                    if not self._vms.has_nic(name, split_port_name(row.port.name)[1]):
+                        log.info("%s was not plugged in when an earlier daemon ended: now", row.port.name)
+                        await self._vms.plug(name, row)
+                        await self.sync_carrier(row.port.name)
+        except errors.VswitchError as error:
+            log.warning("VM %s does not have all its NICs: %s", name, error)
+
     # ---- the carrier ----
 
     async def sync_carrier(self, port: str) -> None:
@@ -122,9 +142,12 @@ class Nics:
         """An event of the data plane. QEMU puts the carrier up when a connection begins: it is put right."""
         for name, row in self._state().ports.items():
             if row.id == record.port_id and row.port.switch is None and record.link:
-                task = asyncio.create_task(self._try_carrier(name), name=f"carrier of {name}")
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._begin(self._try_carrier(name), f"carrier of {name}")
+
+    def _begin(self, what: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(what, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _try_carrier(self, port: str) -> None:
         try:

@@ -116,6 +116,7 @@ class Service:
         async with self._lock:
             await self._start_dataplane()
             await self._applier.give_back()
+        self.nics.repair()
         self._watching = asyncio.create_task(self._watch_devices(), name="watch of devices")
 
     async def _watch_devices(self) -> None:

@@ -176,6 +176,15 @@ class Vms:
         async with self._changes.setdefault(name, asyncio.Lock()), self._alone(name):
             yield
 
+    async def wait_running(self, name: str) -> None:
+        """Waits until a VM that was found again answers."""
+        with _translated():
+            await self._machines[name].wait_running()
+
+    def has_nic(self, name: str, nic: str) -> bool:
+        """Whether a VM that runs has this NIC in its machine."""
+        return any(spec.name == nic for spec in self._machines[name].spec.nics)
+
     def check_room(self, name: str) -> None:
         """Raises errors.ConflictError when a running VM has no free slot for one more NIC."""
         machine = self._machines[name]
@@ -192,10 +201,9 @@ class Vms:
 
     async def unplug(self, name: str, nic: str) -> None:
         """Takes a NIC out of a running VM, when it has it; its guest has to let go of it."""
-        machine = self._machines[name]
-        if any(spec.name == nic for spec in machine.spec.nics):
+        if self.has_nic(name, nic):
             with _translated():
-                await machine.unplug_nic(nic)
+                await self._machines[name].unplug_nic(nic)
 
     async def set_carrier(self, name: str, nic: str, up: bool) -> None:
         """Lets the guest of a running VM see the carrier of a NIC, or see it gone."""

@@ -144,6 +144,32 @@ def test_a_running_guest_gets_two_nics_at_once_and_loses_one(image: GuestImage) 
     asyncio.run(body())
 
 
+@pytest.mark.parametrize("before_qemu_hears", [True, False])
+def test_an_attachment_is_finished_by_the_next_daemon(image: GuestImage, before_qemu_hears: bool) -> None:
+    async def body() -> None:
+        async with guests_on(image) as guests:
+            client, daemon = guests.client, guests.daemon
+            client.create_switch(Switch(name="lab", type="private"))
+            web = await guests.boot("web", (Nic(switch="lab"),), "eth0=10.0.0.1/24")
+            with paused(client.vm("web").pid):
+                attaching = asyncio.create_task(attach(guests, "web"))
+                if before_qemu_hears:
+                    await asyncio.to_thread(wait_for, lambda: len(client.ports(owner="web")) == 2)
+                else:
+                    await asyncio.wait([attaching], timeout=0.5)
+                os.kill(client.status().pid, signal.SIGKILL)
+                with pytest.raises(errors.VswitchError):
+                    await attaching
+            await asyncio.to_thread(daemon.start)
+            made = client.port("web/eth1")
+            await asyncio.to_thread(wait_for, lambda: connected(client, "web/eth1"))
+            assert await until(web, f"grep -q {made.mac} /sys/class/net/*/address")
+            await asyncio.to_thread(client.detach_nic, "web/eth1")
+            assert await until(web, "[ ! -e /sys/class/net/eth1 ]")
+
+    asyncio.run(body())
+
+
 def test_a_guest_that_does_not_let_go_keeps_its_nic(image: GuestImage) -> None:
     async def body() -> None:
         async with guests_on(image) as guests:
