@@ -237,7 +237,7 @@ struct worker_state {
 	uint64_t cache_misses;
 	uint64_t cache_entries;
 	uint64_t guest_bytes;	/* bytes written to guest memory as frames */
-	uint64_t busy_ns;	/* in turns with work; 0 when not measured */
+	uint64_t busy_ns;	/* spent in turns with work */
 };
 
 enum event_type {

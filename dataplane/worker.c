@@ -139,7 +139,7 @@ static void answer_flush(struct worker *worker)
 
 u32 worker_turn(struct worker *worker)
 {
-	u64 written = guest_bytes_written;
+	u64 written = guest_bytes_written, now;
 	struct queue_set *set;
 	u32 total = 0, i = 0;
 
@@ -151,7 +151,10 @@ u32 worker_turn(struct worker *worker)
 	/* The quiet point. Sequentially consistent: what is loaded below is loaded after the epoch is seen. */
 	__atomic_store_n(&worker->epoch, __atomic_load_n(&worker->dataplane->epoch, __ATOMIC_SEQ_CST), __ATOMIC_SEQ_CST);
 	set = LOAD_ACQUIRE(&worker->set);
-	worker->now_ns = dataplane_now(worker->dataplane);
+	now = dataplane_now(worker->dataplane);
+	if (worker->was_busy)
+		worker->stats.busy_ns += now - worker->now_ns;
+	worker->now_ns = now;
 	if (unlikely(set->serial != worker->current_serial))
 		adopt_set(worker, set);
 	answer_flush(worker);
@@ -170,6 +173,7 @@ u32 worker_turn(struct worker *worker)
 		i++;
 	}
 	worker->stats.guest_bytes += guest_bytes_written - written;
+	worker->was_busy = total;
 	if (total)
 		worker->stats.turns++;
 	else

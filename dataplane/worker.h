@@ -73,6 +73,7 @@ struct worker {
 	struct rx_queue **hot;
 	u32 n_hot, hot_size;
 	u64 now_ns, armed_polled_ns;
+	u32 was_busy; /* the last turn had work */
 	u32 unfenced; /* batches since the last barrier */
 	struct rx_queue *notify_rx[PORT_QUEUES_MAX * 4];
 	struct tx_queue *notify_tx[PORT_QUEUES_MAX * 4];
