@@ -174,6 +174,8 @@ def _number_field(question: Question) -> str:
 def remarks(a: Port, b: Port) -> Iterator[str]:
     """What was chosen because it is not known."""
     for port, other in ((a, b), (b, a)):
+        if port.kind == "uplink":
+            yield f"behind {port.name} are other stations: --to-mac or --from-mac says which is meant"
         vid = common_vid(port.vlan, other.vlan)
         if isinstance(port.vlan, VlanTrunk) and vid is not None:
             tag = _tag(port.vlan, vid)

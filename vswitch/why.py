@@ -176,7 +176,9 @@ def _link(side: Side) -> Iterator[Cause]:
             port=side.name,
             sentence=f"{side.name} is stopped: {state.fault}",
             mend=_restart(side.vm.name) if side.vm else [],
-            advice="" if side.vm else "reset its guest's driver, or its front end",
+            advice="reset its guest's driver, or its front end"
+            if side.vm is None and side.port.kind == "vhost-user"
+            else "",
         )
         return
     if side.vm is not None:

@@ -263,6 +263,18 @@ def test_a_guest_that_is_not_there_is_named(lab: Lab, daemon: Daemon) -> None:
     assert "vswitch port show lab/b --qemu-args" in why["causes"][0]["advice"]
 
 
+def test_a_ring_that_its_guest_broke_is_named(lab: Lab, daemon: Daemon) -> None:
+    lab.b.guest.tx[0].write_avail(300, [0])
+    lab.b.guest.tx[0].kick()
+    wait_for(lambda: (state := daemon.client.port("lab/b").state) and state.fault)
+    cause = lab.vswitch("why lab/a lab/b --seconds 0")["causes"][0]
+    assert (cause["kind"], cause["port"]) == ("fault", "lab/b")
+    assert "available index jumped" in cause["sentence"]
+    assert cause["advice"].startswith("reset its guest's driver")
+    lab.b.guest.reset()
+    assert lab.pings()
+
+
 def test_a_person_reads_who_did_it_and_what_to_type(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     rule = lab.vswitch(
         "acl add lab/b --direction in --action deny --weight 9 --protocol tcp --comment 'no ssh'"
