@@ -94,6 +94,14 @@ class Guard:
 # ---- what a device is like ----
 
 
+def has_carrier(name: str) -> bool:
+    """Whether a device is up and has a cable with somebody at its other end."""
+    try:
+        return Path("/sys/class/net", name, "carrier").read_text() == "1\n"
+    except OSError:  # there is none, or it is down
+        return False
+
+
 def look(kernel: IPRoute, name: str) -> Facts | None:
     """The facts about a device; None: there is none of this name here."""
     found = kernel.link_lookup(ifname=name)

@@ -19,7 +19,7 @@ from controller.entry import Kind, rule_of
 from controller.messages import flow_stats_request, parse_flow_stats
 from vm.errors import VmError as LauncherError
 from vm.qemu import PortPlug, installed_version, qemu_args_for_port
-from vswitch import capture, devices, errors, inquiry, orders, trace, wanted
+from vswitch import capture, devices, errors, inquiry, netdev, orders, trace, wanted
 from vswitch.apply import Applier, Start
 from vswitch.diagnosis import Question, Why
 from vswitch.drops import reason
@@ -371,8 +371,9 @@ class Service:
         except (errors.DataplaneError, errors.UnavailableError):
             return None
         state = orders.parse_port_state(answer.body)
+        wired = row.port.kind not in netdev.KINDS or netdev.has_carrier(row.port.device or "")
         return PortState(
-            link=state.link,
+            link=state.link and wired,
             connected=state.connected,
             fault=orders.FAULTS.get(state.fault, f"fault {state.fault}") if state.fault else None,
             queues=state.queues,

@@ -98,6 +98,17 @@ def test_the_host_and_the_wire_reach_each_other_through_the_hosts_port(lan: Daem
     assert lan.client.switch(LAN).ports == [f"{LAN}/host", f"{LAN}/uplink"]
     wait_for(lambda: pings(PEER))
     assert pings(HOST, away)
+
+    def link() -> bool | None:
+        state = lan.client.port(f"{LAN}/uplink").state
+        return state.link if state is not None else None
+
+    assert link() is True
+    sh(f"ip -n {away} link set {WIRE} down")
+    wait_for(lambda: link() is False)
+    sh(f"ip -n {away} link set {WIRE} up")
+    wait_for(lambda: link() is True)
+    wait_for(lambda: pings(HOST, away))
     uplink, host = lan.client.port_stats(f"{LAN}/uplink"), lan.client.port_stats(f"{LAN}/host")
     assert uplink.from_packets >= 2
     assert host.to_packets >= 2
