@@ -5,6 +5,7 @@ error is a `vswitch.VswitchError` with a sentence and a way out.
 """
 
 from vswitch.client import Client
+from vswitch.diagnosis import Question
 from vswitch.errors import VswitchError
 from vswitch.launch import up
 from vswitch.model import (
@@ -31,6 +32,7 @@ __all__ = [
     "Nic",
     "Port",
     "PortChange",
+    "Question",
     "Switch",
     "SwitchChange",
     "VlanAccess",

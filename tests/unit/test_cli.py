@@ -15,6 +15,7 @@ import pytest
 from tests.unit.fake_daemon import FakeDaemon, fake_daemon
 from vswitch import errors
 from vswitch.cli import run
+from vswitch.diagnosis import Cause, Since, Why
 from vswitch.model import (
     AclRuleInfo,
     Change,
@@ -102,6 +103,25 @@ CHANGE = Change(
     before={"ports 1": {"mtu": 9000, "vlan": {"mode": "untagged"}}},
     after={"ports 1": {"mtu": 9000, "vlan": {"mode": "access", "vid": 100}}},
 )
+WHY = Why(
+    from_port="web/eth0",
+    to_port="lab/db",
+    subject="tcp/22",
+    ok=False,
+    causes=[
+        Cause(
+            kind="acl",
+            port="lab/db",
+            way="there",
+            rule=7,
+            sentence="rule 7 of lab/db drops a tcp segment",
+            since=Since(when="2026-11-24T21:00:00Z", who="root", what="acl add lab/db"),
+            mend=[["vswitch", "acl", "delete", "lab/db", "--rule", "7"]],
+        )
+    ],
+    walks=[],
+    remarks=[],
+)
 WORKER = WorkerStatus(
     cpu=None,
     queues=2,
@@ -180,6 +200,17 @@ READS: list[tuple[str, dict[str, object], object, list[str]]] = [
         ["It is dropped: an ACL rule denies it."],
     ),
     ("vm list", {"GET /v1/vms": [VM]}, [VM], ["web", "running", "512 MiB", "tcg", "web/eth0"]),
+    (
+        "why web db tcp/22",
+        {"POST /v1/why": WHY},
+        WHY,
+        [
+            "tcp/22 from web/eth0 to lab/db does not work:",
+            "- rule 7 of lab/db drops a tcp segment (on the way there).",
+            "since:  2026-11-24 21:00:00 UTC, root: acl add lab/db",
+            "mend:   vswitch acl delete lab/db --rule 7",
+        ],
+    ),
     (
         "status",
         {"GET /v1/status": STATUS},
@@ -302,6 +333,16 @@ CHANGES = [
         {},
         LAB,
     ),
+    Changing(
+        "nic attach web lab,vlan=5",
+        "POST /v1/vms/web/nics",
+        {"switch": "lab", "vlan": {"mode": "access", "vid": 5}},
+        {},
+        WEB,
+    ),
+    Changing("nic detach web/eth0", "DELETE /v1/vms/web/nics/eth0", None, {}, {}),
+    Changing("nic connect web/eth0 lab", "PUT /v1/vms/web/nics/eth0/switch", {"switch": "lab"}, {}, WEB),
+    Changing("nic disconnect web/eth0", "PUT /v1/vms/web/nics/eth0/switch", {"switch": None}, {}, WEB),
     Changing("switch set lab --ageing 0", "PATCH /v1/switches/lab", {"ageing_s": 0}, {}, LAB),
     Changing("switch delete lab", "DELETE /v1/switches/lab", None, {}, {}),
     Changing(

@@ -56,6 +56,7 @@ def with_vm(folder: Path, test: Test) -> None:
 
     async def run(service: Service, fake: FakeDataplane) -> None:
         vms = FakeVms(folder / "run")
+        service._vms = vms
         service.nics = Nics(vms, lambda: service.state, service._change)
         for name in ("lab", "office"):
             await service.create_switch(ROOT, Switch(name=name, type="private"))
@@ -163,6 +164,38 @@ def test_the_cable_takes_the_carrier_along_and_leaves_settings_and_rules(tmp_pat
         after = service.state.ports["web/eth0"]
         assert vms.told == ["carrier web/eth0 down", "carrier web/eth0 up"]
         assert (after.id, after.rules, after.port.mtu) == (before.id, before.rules, 1400)
+
+    with_vm(tmp_path, test)
+
+
+def test_of_many_who_move_a_cable_at_once_the_last_one_is_seen_by_the_guest(tmp_path: Path) -> None:
+    async def test(service: Service, vms: FakeVms, _fake: FakeDataplane) -> None:
+        where = ["office", None, "lab", None, "office", None, "lab"]
+        for last in range(1, len(where) + 1):
+            vms.told.clear()
+            await asyncio.gather(*(service.nics.connect(ROOT, "web/eth0", to) for to in where[:last]))
+            plugged = service.state.ports["web/eth0"].port.switch is not None
+            assert vms.told[-1] == f"carrier web/eth0 {'up' if plugged else 'down'}"
+
+    with_vm(tmp_path, test)
+
+
+def test_a_nic_that_goes_while_others_use_it_is_an_error_for_them(tmp_path: Path) -> None:
+    async def test(service: Service, vms: FakeVms, _fake: FakeDataplane) -> None:
+        results = await asyncio.gather(
+            service.nics.detach(ROOT, "web/eth0"),
+            service.nics.detach(ROOT, "web/eth0"),
+            service.nics.connect(ROOT, "web/eth0", "office"),
+            service.delete_vm(ROOT, "web"),
+            return_exceptions=True,
+        )
+        assert results[0] is None
+        assert isinstance(results[1], errors.NotFoundError)
+        assert results[2] is None or isinstance(results[2], errors.NotFoundError)
+        assert isinstance(results[3], errors.ConflictError)
+        assert vms.told.count("unplug web/eth0") == 1
+        assert service.state.ports == {}
+        assert list(service.state.vms) == ["web"]
 
     with_vm(tmp_path, test)
 
