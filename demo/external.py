@@ -57,6 +57,7 @@ class Wire:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # Ctrl-C is the demo's
         )
         assert self._far_end.stdout is not None
         return self._far_end.stdout.readline()
