@@ -288,10 +288,15 @@ class Service:
 
     async def delete_vm(self, who: Who, name: str) -> None:
         """Deletes a stopped VM."""
-        wanted.vm(self.state, name)
-        if self._vms.is_active(name):
-            raise errors.ConflictError(f"VM {name} runs", f"`vswitch vm stop {name}` first")
-        await self._change(who, f"vm delete {name}", lambda s: wanted.delete_vm(s, name))
+
+        def without(state: State) -> State:
+            wanted.vm(state, name)
+            # Here, where no start can come between.
+            if self._vms.is_active(name):
+                raise errors.ConflictError(f"VM {name} runs", f"`vswitch vm stop {name}` first")
+            return wanted.delete_vm(state, name)
+
+        await self._change(who, f"vm delete {name}", without)
         await self._vms.forget(name)
 
     async def start_vm(self, name: str) -> VmInfo:
