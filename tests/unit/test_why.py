@@ -61,6 +61,10 @@ class Lab:
     def pings(self) -> bool:
         return self.a.ping(self.b, self.size)
 
+    def reaches(self) -> bool:
+        """Whether A reaches B; on a busy machine not at once."""
+        return any(self.pings() for _ in range(10))
+
     @contextmanager
     def trying(self) -> Iterator[None]:
         """A goes on pinging B inside this block."""
@@ -207,7 +211,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
 def test_the_culprit_is_named_and_its_mend_makes_it_work(lab: Lab, fault: Fault) -> None:
-    assert lab.pings(), "it works before"
+    assert lab.reaches(), "it works before"
     if fault.name.startswith("fdb entry"):
         lab.vswitch("port set lab/b --allow-spoofing")
     seeded = lab.vswitch(fault.seed)
@@ -230,11 +234,11 @@ def test_the_culprit_is_named_and_its_mend_makes_it_work(lab: Lab, fault: Fault)
         assert cause["since"]["what"].startswith(f"{noun} {verb} ")
         assert cause["since"]["who"]
     lab.mend(cause)
-    assert lab.pings(), cause["sentence"]
+    assert lab.reaches(), cause["sentence"]
 
 
 def test_nothing_is_found_where_nothing_is_wrong(lab: Lab) -> None:
-    assert lab.pings()
+    assert lab.reaches()
     with lab.trying():
         why = lab.vswitch("why lab/a lab/b")
     assert why["ok"]
@@ -246,7 +250,7 @@ def test_nothing_is_found_where_nothing_is_wrong(lab: Lab) -> None:
 
 
 def test_a_receiver_that_hangs_is_named(lab: Lab) -> None:
-    assert lab.pings()
+    assert lab.reaches()
     lab.b.hangs = True
     lab.a.noise = 300
     with lab.trying():
@@ -257,7 +261,7 @@ def test_a_receiver_that_hangs_is_named(lab: Lab) -> None:
     assert "reset its driver" in cause["advice"]
     lab.b.guest.reset()
     lab.b.hangs, lab.a.noise = False, 0
-    assert lab.pings()
+    assert lab.reaches()
 
 
 def test_a_guest_that_is_not_there_is_named(lab: Lab, daemon: Daemon) -> None:
@@ -277,7 +281,7 @@ def test_a_ring_that_its_guest_broke_is_named(lab: Lab, daemon: Daemon) -> None:
     assert "available index jumped" in cause["sentence"]
     assert cause["advice"].startswith("reset its guest's driver")
     lab.b.guest.reset()
-    assert lab.pings()
+    assert lab.reaches()
 
 
 def test_a_person_reads_who_did_it_and_what_to_type(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
