@@ -11,6 +11,12 @@ would ever find the VM. Rules that name layer 2 or neighbour discovery speak of 
 A rule that allows never matches by a hidden field, and one that denies always does: next to a deny entry
 stand others of the same priority and cookie for the same frames with ports, protocol or addresses hidden.
 
+**Connections.** A stateful rule accepts what can be the first packet of a connection: not a TCP segment
+other than a bare SYN, not an ICMP message other than a request, and nothing whose fields are hidden. What it
+accepts makes a connection (of unicast IP; anything else is just accepted), whose frames are looked up before
+the ACL, in both directions, and pass it. All other packets are for the rules below. Neighbour discovery makes
+no connection: a rule that names it accepts it as a stateless one does.
+
 A rule that names ports or a protocol but no address is about IPv4 and IPv6. Protocol 1 is IPv4's, 58 is
 IPv6's. Behind two VLAN tags nothing is read: such a frame is neither IPv4 nor IPv6 to a rule.
 """
@@ -35,14 +41,27 @@ from controller.entry import (
     simple_entry,
     tagged,
 )
-from controller.messages import Drop, DropReason, Field, FlowMod, KeyFlag, Match, Oxm
+from controller.messages import (
+    Action,
+    Drop,
+    DropReason,
+    Field,
+    FlowMod,
+    KeyFlag,
+    LookUpConnection,
+    MakeConnection,
+    Match,
+    Oxm,
+)
 from controller.settings import AclRule, Direction, PolicyError, Verdict
 
 ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
 NEIGHBOUR_TYPES = range(133, 137)
 # Where the parser ends up when it cannot follow IPv6's chain of headers: the protocol is hidden then.
 IPV6_CHAIN = (0, 43, 44, 51, 60)
-PORT_MAX = WEIGHT_MAX = 0xFFFF
+PORT_MAX = WEIGHT_MAX = TIMEOUT_MAX = 0xFFFF
+# What a stateful rule leaves alone.
+_NO_OPENER = KeyFlag.MIDSTREAM | KeyFlag.L3_UNKNOWN | KeyFlag.L4_UNKNOWN
 
 
 class AclTables(NamedTuple):
@@ -53,11 +72,13 @@ class AclTables(NamedTuple):
     acl: int
 
 
-def _neighbour_entries(tables: AclTables, arp: bool, discovery: bool) -> Iterator[FlowMod]:
+def _neighbour_entries(
+    tables: AclTables, arp: bool, discovery: bool, tracked: Action | None
+) -> Iterator[FlowMod]:
     """Sends ARP and neighbour discovery to the rules that speak of them, all else to the ACL.
 
     Only where a rule would get at them otherwise: an entry on ICMPv6 types makes the flow cache tell a port's
-    flows apart by their source ports.
+    flows apart by their source ports. `tracked`: looks up connections of what is no neighbour.
     """
     note = (Kind.NEIGHBOUR, Note.IS_NEIGHBOUR)
     if arp:
@@ -66,7 +87,11 @@ def _neighbour_entries(tables: AclTables, arp: bool, discovery: bool) -> Iterato
     for icmp_type in NEIGHBOUR_TYPES if discovery else ():
         fields = (eth_type(IPV6), Field(Oxm.IP_PROTO, ICMPV6), Field(Oxm.ICMPV6_TYPE, icmp_type), whole)
         yield simple_entry(tables.neighbours, 1, Match(fields), note, tables.neighbour_rules)
-    yield simple_entry(tables.neighbours, 0, Match(), (Kind.NEIGHBOUR, Note.NO_NEIGHBOUR), tables.acl)
+    if tracked is None:
+        yield simple_entry(tables.neighbours, 0, Match(), (Kind.NEIGHBOUR, Note.NO_NEIGHBOUR), tables.acl)
+        return
+    cookie = cookie_of(Kind.NEIGHBOUR, Note.NO_NEIGHBOUR_TRACKED)
+    yield FlowMod(tables.neighbours, 0, Match(), cookie, (tracked,), tables.acl)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +104,15 @@ class _Shape:
     protocol: int | None
     transport: tuple[Field, ...]  # ports; ICMP type and code
 
-    def match(self) -> Match:
-        """The frames of which all named fields are known and hold."""
+    def match(self, stateful: bool = False) -> Match:
+        """The frames of which all named fields are known and hold; stateful: that can begin a connection."""
         hidden = 0
         if self.transport or (self.ethertype == IPV6 and self.protocol in IPV6_CHAIN):
             hidden = KeyFlag.L4_UNKNOWN
         elif self.addresses or self.protocol is not None:
             hidden = KeyFlag.L3_UNKNOWN
+        if stateful:
+            hidden = _NO_OPENER
         flags = key_flags(0, hidden) if hidden else None
         return self._match(self.addresses, self.protocol, self.transport, flags)
 
@@ -227,6 +254,11 @@ def sorted_rules(rules: Iterable[AclRule], direction: Direction) -> list[AclRule
     for rule in chosen:
         if not 1 <= rule.weight <= WEIGHT_MAX or not 1 <= rule.id <= RULE_ID_MAX:
             raise PolicyError(f"rule {rule.id} has weight {rule.weight}; weights are 1..65535")
+        if rule.idle_timeout_s is not None:
+            if rule.verdict is Verdict.DENY:
+                raise PolicyError(f"rule {rule.id} denies: only rules that allow are stateful")
+            if not 1 <= rule.idle_timeout_s <= TIMEOUT_MAX:
+                raise PolicyError(f"rule {rule.id} has an idle timeout of {rule.idle_timeout_s} s: 1..65535")
     for rule, following in pairwise(chosen):
         if rule.weight == following.weight:
             both = f"rules {rule.id} and {following.id}"
@@ -246,7 +278,7 @@ class _RuleTable:
         self.accept = accept
         self.entries: dict[Match, FlowMod] = {}
 
-    def add(self, rule: AclRule, match: Match) -> None:
+    def add(self, rule: AclRule, match: Match, stateful: bool = False) -> None:
         if match in self.entries:
             return
         cookie = cookie_of(Kind.ACL_RULE, rule.id)
@@ -254,27 +286,37 @@ class _RuleTable:
             deny = (Drop(DropReason.ACL_DENY),)
             self.entries[match] = FlowMod(self.table, rule.weight, match, cookie, deny)
         else:
-            self.entries[match] = FlowMod(self.table, rule.weight, match, cookie, (), self.accept)
+            makes = (MakeConnection(rule.idle_timeout_s),) if stateful and rule.idle_timeout_s else ()
+            self.entries[match] = FlowMod(self.table, rule.weight, match, cookie, makes, self.accept)
 
 
-def acl_entries(rules: list[AclRule], tables: AclTables, accept: int | None) -> Iterator[FlowMod]:
-    """The three tables' entries. `rules`: one direction's, sorted. What they accept goes to `accept`."""
+def acl_entries(
+    rules: list[AclRule], tables: AclTables, accept: int | None, has_connections: bool
+) -> Iterator[FlowMod]:
+    """The three tables' entries. `rules`: one direction's, sorted. What they accept goes to `accept`.
+
+    `has_connections`: a rule of the port, of either direction, is stateful.
+    """
     neighbours, acl = _RuleTable(tables.neighbour_rules, accept), _RuleTable(tables.acl, accept)
     arp = discovery = False  # would be met by a rule that does not speak of them
     for rule in rules:
         names_neighbours = _names_neighbours(rule)
+        stateful = rule.idle_timeout_s is not None
         for shape in _shapes(rule):
-            match = shape.match()
-            acl.add(rule, match)
+            acl.add(rule, shape.match(stateful), stateful)
             if not names_neighbours:
                 arp = arp or shape.may_be_arp()
                 discovery = discovery or shape.may_be_discovery()
             elif shape.may_be_arp() or shape.may_be_discovery():
-                neighbours.add(rule, match)
+                neighbours.add(rule, shape.match())
+                # In the ACL it is about what begins a connection, which neighbour discovery does not.
+                arp = arp or (stateful and shape.may_be_arp())
+                discovery = discovery or (stateful and shape.may_be_discovery())
             if rule.verdict is Verdict.DENY:
                 for hidden in shape.hidden():
                     acl.add(rule, hidden)
-    yield from _neighbour_entries(tables, arp, discovery)
+    tracked = LookUpConnection(accept) if has_connections else None
+    yield from _neighbour_entries(tables, arp, discovery, tracked)
     yield from neighbours.entries.values()
     note = (Kind.NEIGHBOUR, Note.NEIGHBOUR_ALLOWED)
     yield simple_entry(tables.neighbour_rules, 0, Match(), note, accept)

@@ -49,6 +49,7 @@ class Note(IntEnum):
     GIVES_AS_IS = 20
     GIVES_UNTAGGED = 21
     GIVES_STACKED = 22
+    NO_NEIGHBOUR_TRACKED = 23
 
 
 def cookie_of(kind: Kind, number: int) -> int:

@@ -33,6 +33,10 @@ _SENTENCES: dict[tuple[Kind, Note], str] = {
     (Kind.NEIGHBOUR, Note.NO_NEIGHBOUR): "all rules of {port} apply to it",
     (
         Kind.NEIGHBOUR,
+        Note.NO_NEIGHBOUR_TRACKED,
+    ): "all rules of {port} apply to it unless it belongs to one of its connections",
+    (
+        Kind.NEIGHBOUR,
         Note.NEIGHBOUR_ALLOWED,
     ): "no rule of {port} speaks of such neighbour discovery, so it passes",
     (Kind.ACL_DEFAULT, Note.ALLOWED): "no rule of {port} matches it, so it passes",

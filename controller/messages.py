@@ -6,7 +6,7 @@ comes from the data plane, but is checked as a stranger's would be: a `MessageEr
 cannot be read, nothing else.
 
 Two things are ours, under experimenter id 0xff767377: match fields for port ranges and for what the
-parser could not know of a frame, and the action that drops with a reason.
+parser could not know of a frame, and actions that drop with a reason, look connections up and make them.
 """
 
 import struct
@@ -32,6 +32,7 @@ _MULTIPART_FLOW = 1
 _REPLY_MORE = 1
 _EXPERIMENTER_CLASS = 0xFFFF
 _BASIC_CLASS = 0x8000
+_ACCEPTED = 0xFF  # where another action names a table
 
 
 class MessageError(ValueError):
@@ -78,6 +79,7 @@ class KeyFlag(IntEnum):
     FRAGMENT_LATER = 0x02
     L3_UNKNOWN = 0x04
     L4_UNKNOWN = 0x08
+    MIDSTREAM = 0x10  # TCP but not a bare SYN, ICMP but no request: no first packet of a connection
 
 
 class Oxm(IntEnum):
@@ -289,10 +291,47 @@ class Drop:
 
     def pack(self) -> bytes:
         """OFPAT_EXPERIMENTER with our id, subtype 1 (dataplane/openflow.h)."""
-        return struct.pack("!HHIHH4x", 0xFFFF, 16, EXPERIMENTER, 1, self.reason)
+        return _pack_ours(1, self.reason)
 
 
-Action = PushVlan | PopVlan | SetField | Output | Drop
+@dataclass(frozen=True, slots=True)
+class LookUpConnection:
+    """Frames of a living connection of the port go on with a later table, or are accepted: None. Ours."""
+
+    goto: int | None
+
+    def pack(self) -> bytes:
+        """OFPAT_EXPERIMENTER with our id, subtype 2."""
+        return _pack_ours(2, _ACCEPTED if self.goto is None else self.goto)
+
+
+@dataclass(frozen=True, slots=True)
+class MakeConnection:
+    """The frame, once it is accepted, makes a connection of the port. Ours.
+
+    `timeout_s`: 1..65535 seconds without a frame end it.
+    """
+
+    timeout_s: int
+
+    def pack(self) -> bytes:
+        """OFPAT_EXPERIMENTER with our id, subtype 3."""
+        return _pack_ours(3, self.timeout_s)
+
+
+Action = PushVlan | PopVlan | SetField | Output | Drop | LookUpConnection | MakeConnection
+
+
+def _pack_ours(subtype: int, value: int) -> bytes:
+    return struct.pack("!HHIHH4x", 0xFFFF, 16, EXPERIMENTER, subtype, value)
+
+
+def _unpack_ours(subtype: int, value: int) -> Action | None:
+    if subtype == 1:
+        return Drop(DropReason(value))
+    if subtype == 2:
+        return LookUpConnection(None if value == _ACCEPTED else value)
+    return MakeConnection(value) if subtype == 3 else None
 
 
 def _unpack_action(kind: int, body: bytes) -> Action:
@@ -308,9 +347,10 @@ def _unpack_action(kind: int, body: bytes) -> Action:
             field = next(_unpack_fields(body[: 4 + body[3]]))
             return SetField(field)
         if kind == 0xFFFF and len(body) == 12:
-            experimenter, subtype, reason = struct.unpack("!IHH4x", body)
-            if experimenter == EXPERIMENTER and subtype == 1:
-                return Drop(DropReason(reason))
+            experimenter, subtype, value = struct.unpack("!IHH4x", body)
+            ours = _unpack_ours(subtype, value) if experimenter == EXPERIMENTER else None
+            if ours is not None:
+                return ours
     except ValueError as error:
         raise MessageError(f"an action cannot be read: {error}") from error
     raise MessageError(f"action {kind} is unknown or has a wrong length")

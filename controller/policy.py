@@ -16,7 +16,7 @@ one. Only the outermost tag is ever looked at or changed. Where taking a tag off
 so move the frame to a VLAN that its sender chose (double tagging), it is not taken off: an untagged or access
 port may not send a priority tag around another tag, and a native VLAN's tag stays on a frame with two.
 
-`controller/acl.py` says what the ACL's rules mean for neighbours, fragments and cut headers.
+`controller/acl.py` says what the ACL's rules mean for neighbours, fragments, cut headers and connections.
 """
 
 from collections.abc import Iterator
@@ -249,14 +249,15 @@ def compile_port(policy: PortPolicy) -> CompiledPolicy:
     _check_vlan(policy.vlan)
     outgoing = sorted_rules(policy.rules, Direction.OUT)
     incoming = sorted_rules(policy.rules, Direction.IN)
+    stateful = any(rule.idle_timeout_s is not None for rule in policy.rules)
     from_port = (
         *_guard(policy),
         *_VlanIn(policy).entries(),
-        *acl_entries(outgoing, AclTables(From.NEIGHBOUR, From.NEIGHBOUR_RULES, From.ACL), None),
+        *acl_entries(outgoing, AclTables(From.NEIGHBOUR, From.NEIGHBOUR_RULES, From.ACL), None, stateful),
     )
     to_port = (
         *_members(policy.vlan),
-        *acl_entries(incoming, AclTables(To.NEIGHBOUR, To.NEIGHBOUR_RULES, To.ACL), To.VLAN),
+        *acl_entries(incoming, AclTables(To.NEIGHBOUR, To.NEIGHBOUR_RULES, To.ACL), To.VLAN, stateful),
         *_vlan_out(policy.vlan),
     )
     return CompiledPolicy(from_port, to_port)

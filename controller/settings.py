@@ -55,7 +55,8 @@ class AclRule:
 
     `id` is 1..2^56-1 and unique on the port; `weight` 1..65535 and unique per port and direction. `local` is
     the VM's side. Port ranges are inclusive and need protocol TCP, UDP or SCTP; `icmp_type` needs protocol 1
-    or 58, `icmp_code` needs a type. `vlan`: 1..4094, as on a trunk.
+    or 58, `icmp_code` needs a type. `vlan`: 1..4094, as on a trunk. `idle_timeout_s`: 1..65535, of the
+    connections that a stateful rule makes; None: the rule is stateless. Only rules that allow are stateful.
     """
 
     id: int
@@ -73,6 +74,7 @@ class AclRule:
     icmp_code: int | None = None
     ethertype: int | None = None
     vlan: int | None = None
+    idle_timeout_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ enum order_type {
 	ORDER_CAPTURE_STOP,	/* struct order_port */
 	ORDER_WORKERS,		/* answer: struct worker_state[] */
 	ORDER_STOP,		/* the process ends after the answer */
+	ORDER_CONNECTION_LIST,	/* struct order_connection; answer: struct connection_record[]. Ask again behind the last one's index until there are none */
+	ORDER_CONNECTION_FLUSH, /* struct order_connection: all connections of the port end; of all ports: 0. Answer: count */
 };
 
 struct order {
@@ -104,6 +106,8 @@ struct order_port_set {
 	uint32_t storm_limit;	/* packets per second of broadcast, multicast, unknown unicast from the port; 0: no limit */
 	uint16_t mtu;		/* L3 bytes; 0: no limit */
 	uint8_t mac[6];		/* told to the guest's driver; also a static FDB entry in every VLAN unless all zero */
+	uint32_t connection_limit; /* connections that its stateful rules may make; 0: 10000 */
+	uint32_t reserved;
 };
 
 struct order_port {
@@ -180,6 +184,7 @@ enum trace_kind {
 	TRACE_FLOOD,	/* the destination is not known or a group: value 0 broadcast, 1 multicast, 2 unknown unicast */
 	TRACE_OUTPUT,	/* the frame would leave at `port` with vlan_tci (0: untagged); value: bytes of the frame */
 	TRACE_DROP,	/* it ends here: value is the reason; port is where */
+	TRACE_CONNECTION, /* value: 0 it belongs to no connection of `port`, 1 it belongs to one, 2 it would make one */
 };
 
 struct trace_record {
@@ -199,6 +204,36 @@ struct trace_record {
 	uint8_t ip_proto;
 	uint8_t reserved;
 	uint8_t ip_src[16], ip_dst[16];
+};
+
+struct order_connection {
+	struct order order;
+	uint32_t port_id;	/* 0: all */
+	uint32_t after;		/* list: only what has a larger index */
+};
+
+enum connection_state {
+	CONNECTION_OPENING = 1,	/* nobody has answered; TCP: the handshake is not through */
+	CONNECTION_ESTABLISHED,
+	CONNECTION_CLOSING,	/* TCP: a FIN or RST was seen */
+};
+
+/* One connection; [0] of a pair is the end that began it. */
+struct connection_record {
+	uint32_t index;
+	uint32_t port_id;	/* whose rule accepted it */
+	uint16_t vid;		/* 0: untagged */
+	uint8_t family;		/* 4 or 6 */
+	uint8_t ip_proto;
+	uint8_t state;		/* enum connection_state */
+	uint8_t pipeline;	/* OPENFLOW_*: the rule's */
+	uint16_t l4[2];		/* ports; ICMP: the identifier, twice */
+	uint16_t timeout_s;	/* the rule's idle timeout */
+	uint32_t idle_s;	/* since its last frame */
+	uint32_t left_s;	/* until it ends, when nothing comes */
+	uint8_t address[2][16];	/* IPv4 in the first four bytes */
+	uint64_t packets[2];	/* sent by each end, as far as they met the port */
+	uint64_t bytes[2];
 };
 
 struct order_capture {
@@ -260,7 +295,7 @@ struct dataplane_config {
 	uint32_t workers;		/* 1..WORKERS_MAX */
 	int32_t cpus[WORKERS_MAX];	/* -1: not pinned */
 	uint32_t cache_entries;		/* per worker, a power of two; 0: 65536 */
-	uint32_t reserved;
+	uint32_t connections;		/* of all ports together; 0: 262144 */
 	struct port_counters *counters; /* PORTS_MAX * WORKERS_MAX of them, zeroed; NULL: made by the engine */
 };
 

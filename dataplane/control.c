@@ -8,6 +8,7 @@
 
 #include "capture.h"
 #include "control.h"
+#include "pipeline.h"
 #include "worker.h"
 
 #define POLICY_ENTRIES_MAX (1u << 20)
@@ -62,6 +63,18 @@ static void masks_of(struct policy *policy, struct policy_masks *masks)
 			flow_key_merge(&masks->to, &mask);
 		}
 	}
+	if (policy->connections) {
+		control_connection_mask(&mask);
+		flow_key_merge(&masks->from, &mask);
+		flow_key_merge(&masks->to, &mask);
+	}
+}
+
+static bool looks_up_connections(struct flow_entry *entry, void *found)
+{
+	for (u32 i = 0; i < entry->n_actions; i++)
+		*(bool *)found |= entry->actions[i].type == ACTION_CONNECTION;
+	return !*(bool *)found;
 }
 
 /* Publishes masks that fit the tables as they are, when they differ. `fresh`: memory for them, taken over. */
@@ -94,6 +107,14 @@ static void reclaim_policy(struct dataplane *dataplane, struct policy *policy)
 				flow_table_reclaim(policy->tables[direction][i], policy->version, grace, dataplane,
 						   free_entry);
 	policy->changed = false;
+	if (policy->connections) {
+		policy->connections = false;
+		for (u32 direction = 0; direction < 2; direction++)
+			for (u32 i = 0; i < POLICY_TABLES && !policy->connections; i++)
+				if (policy->tables[direction][i])
+					flow_table_each(policy->tables[direction][i], looks_up_connections,
+							&policy->connections);
+	}
 	publish_masks(dataplane, policy, fresh);
 }
 
@@ -127,6 +148,7 @@ static int openflow(struct dataplane *dataplane, const struct order_openflow *or
 	target.entries = port->policy->entries[order->pipeline - 1];
 	error = openflow_apply(&target, messages, length, reply, reply_size, reply_length);
 	port->policy->entries[order->pipeline - 1] = target.entries;
+	port->policy->connections |= target.connections;
 	if (error || target.version == before) {
 		/* Entries that were taken back wait for a reclaim like any others. */
 		port->policy->changed |= error != 0;
@@ -139,6 +161,7 @@ static int openflow(struct dataplane *dataplane, const struct order_openflow *or
 	port->policy->changed = true;
 	/* Answered only when no worker uses the old version: what is sent after the answer meets the new rules. */
 	rcu_synchronize(dataplane);
+	pipeline_connections_ask_again(port);
 	return 0;
 }
 
@@ -313,6 +336,7 @@ void control_housekeeping(struct timer *timer)
 		filter.before_ns = now - sw->ageing_s * 1000000000ull;
 		fdb_flush(sw->fdb, &filter);
 	}
+	connection_sweep(&dataplane->connections, now, grace, dataplane);
 	for (u32 id = 1; id < PORTS_MAX; id++)
 		if (dataplane->ports[id] && dataplane->ports[id]->policy->changed)
 			reclaim_policy(dataplane, dataplane->ports[id]->policy);
@@ -353,6 +377,8 @@ static const u32 least_length[] = {
 	[ORDER_CAPTURE_STOP] = sizeof(struct order_port),
 	[ORDER_WORKERS] = sizeof(struct order),
 	[ORDER_STOP] = sizeof(struct order),
+	[ORDER_CONNECTION_LIST] = sizeof(struct order_connection),
+	[ORDER_CONNECTION_FLUSH] = sizeof(struct order_connection),
 };
 
 static bool takes_fds(u16 type)
@@ -401,6 +427,11 @@ static int64_t carry_out_query(struct dataplane *dataplane, const struct order *
 		return fdb_list(sw, (const struct order_fdb *)order, answer, size, dataplane_now(dataplane));
 	case ORDER_TRACE:
 		return control_trace(dataplane, (const struct order_trace *)order, answer, size);
+	case ORDER_CONNECTION_LIST:
+		return control_connection_list(dataplane, (const struct order_connection *)order, answer, size);
+	case ORDER_CONNECTION_FLUSH:
+		answer->count = control_connection_flush(dataplane, (const struct order_connection *)order);
+		return 0;
 	default:
 		return list_workers(dataplane, answer, size);
 	}
@@ -440,7 +471,8 @@ static int carry_out(struct dataplane *dataplane, const struct order *order, con
 static bool is_query(u16 type)
 {
 	return type == ORDER_HELLO || type == ORDER_PORT_STATE || type == ORDER_OPENFLOW || type == ORDER_FDB_LIST ||
-	       type == ORDER_TRACE || type == ORDER_WORKERS;
+	       type == ORDER_TRACE || type == ORDER_WORKERS || type == ORDER_CONNECTION_LIST ||
+	       type == ORDER_CONNECTION_FLUSH;
 }
 
 int64_t control_order(struct dataplane *dataplane, const struct order *order, const int *fds, u32 n_fds, u8 *memory,

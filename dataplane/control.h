@@ -21,6 +21,14 @@ int control_port_set(struct dataplane *dataplane, const struct order_port_set *o
 int control_port_delete(struct dataplane *dataplane, const struct order_port *order);
 void control_destroy_port(struct port *port);
 
+/* control_connection.c. List: the bytes added to the answer, or -errno; flush: how many ended. */
+int64_t control_connection_list(struct dataplane *dataplane, const struct order_connection *order, struct answer *answer,
+				u32 size);
+u32 control_connection_flush(struct dataplane *dataplane, const struct order_connection *order);
+
+/* Fields of a key that tell the frames of one connection from others: what a cached answer must keep where connections are asked. */
+void control_connection_mask(struct flow_key *mask);
+
 /* trace.c: the way of a frame through the real pipeline, in a dry run. Returns the bytes added to the answer, or -errno. */
 int64_t control_trace(struct dataplane *dataplane, const struct order_trace *order, struct answer *answer, u32 size);
 

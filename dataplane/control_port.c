@@ -210,6 +210,7 @@ int control_port_add(struct dataplane *dataplane, const struct order_port_add *o
 	port->kind = order->kind;
 	port->counters = &dataplane->counters[(size_t)port->id * WORKERS_MAX];
 	port->fdb_limit = order->fdb_limit ? order->fdb_limit : FDB_PORT_LIMIT;
+	port->connection_limit = CONNECTION_LIMIT;
 	port->policy = calloc(1, sizeof(*port->policy));
 	port->storm = calloc(1, sizeof(*port->storm));
 	if (!port->policy || !port->storm) {
@@ -283,8 +284,12 @@ int control_port_set(struct dataplane *dataplane, const struct order_port_set *o
 	memcpy(port->mac, order->mac, 6);
 	port->flags = order->flags;
 	port->mtu = order->mtu;
+	WRITE_ONCE(port->connection_limit, order->connection_limit ? order->connection_limit : CONNECTION_LIMIT);
 	set_storm_rate(port, order->storm_limit);
 	config_changed(dataplane);
+	/* On another switch, the same addresses are others. */
+	if (moved)
+		connection_flush(&dataplane->connections, port->id);
 	free(left);
 	free(joined);
 	return 0;
@@ -302,6 +307,7 @@ void control_destroy_port(struct port *port)
 		worker_remove_queue(port->rx[i]->worker, port->rx[i]);
 	/* No cached answer may refer to the rules that go with it. */
 	workers_flush(dataplane, true);
+	connection_flush(&dataplane->connections, port->id);
 	free(left);
 	close_port(port);
 }

@@ -15,7 +15,7 @@ struct dataplane *dataplane_new(const struct dataplane_config *config)
 {
 	struct dataplane *dataplane;
 
-	if (!config->workers || config->workers > WORKERS_MAX)
+	if (!config->workers || config->workers > WORKERS_MAX || config->connections > 1u << 24)
 		return NULL;
 	dataplane = calloc(1, sizeof(*dataplane));
 	if (!dataplane)
@@ -30,6 +30,8 @@ struct dataplane *dataplane_new(const struct dataplane_config *config)
 		dataplane->own_counters = true;
 	}
 	if (!dataplane->counters || loop_open(dataplane))
+		goto fail;
+	if (connection_table_open(&dataplane->connections, config->connections ? config->connections : CONNECTIONS))
 		goto fail;
 	for (u32 i = 0; i < config->workers; i++) {
 		if (worker_open(dataplane, i, config->cpus[i],
@@ -53,6 +55,7 @@ void dataplane_free(struct dataplane *dataplane)
 	control_close(dataplane);
 	for (u32 i = 0; i < dataplane->n_workers; i++)
 		worker_close(dataplane->workers[i]);
+	connection_table_close(&dataplane->connections);
 	loop_close(dataplane);
 	if (dataplane->own_counters)
 		free(dataplane->counters);

@@ -9,6 +9,7 @@
 #include <pthread.h>
 
 #include "api.h"
+#include "connection.h"
 #include "drop.h"
 #include "fdb.h"
 #include "flow_table.h"
@@ -30,6 +31,7 @@ struct policy {
 	u64 version;
 	u32 entries[2]; /* live, by direction */
 	bool changed;	/* there may be hidden entries to free */
+	bool connections; /* an entry looks connections up, or did: masks have what that needs */
 };
 
 /* A token bucket for what a port floods, shared by all workers that take from it (a port with several queues). */
@@ -63,6 +65,7 @@ struct dataplane {
 	u64 epoch;					/* rcu_synchronize() */
 	u64 clock_offset;				/* tests move time */
 	struct port_counters *counters;			/* [port_id * WORKERS_MAX + worker] */
+	struct connection_table connections;
 	u32 n_workers;
 	bool stepped; /* no threads: turns are made by dataplane_step() */
 	bool own_counters;

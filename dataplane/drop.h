@@ -40,7 +40,9 @@
 	X(RING_BROKEN, "ring_broken", "the guest's ring was broken and its port is stopped")       \
 	X(NO_BUFFER, "no_buffer", "the switch ran out of memory for copies")                       \
 	X(RX_OVERRUN, "rx_overrun",                                                                \
-	  "its device brought frames faster than the switch took them")
+	  "its device brought frames faster than the switch took them")                            \
+	X(CONNECTION_QUOTA, "connection_quota",                                                    \
+	  "it would begin a connection, and its port has as many as it may or the table is full")
 
 enum drop_reason {
 #define DROP_ENUM(id, name, sentence) DROP_##id,

@@ -28,6 +28,11 @@ static size_t rules_bytes(const struct flow_cache *cache)
 	return (size_t)(cache->size + 1) * sizeof(struct cache_rules);
 }
 
+static size_t connections_bytes(const struct flow_cache *cache)
+{
+	return (size_t)(cache->size + 1) * sizeof(struct cache_connections);
+}
+
 static size_t buckets_bytes(const struct flow_cache *cache)
 {
 	return (size_t)(cache->bucket_mask + 1) * sizeof(struct cache_bucket);
@@ -43,8 +48,9 @@ int flow_cache_open(struct flow_cache *cache, u32 entries)
 	cache->bucket_mask = entries / (WAYS / 2) - 1;
 	cache->entries = map_memory(entries_bytes(cache));
 	cache->rules = map_memory(rules_bytes(cache));
+	cache->connections = map_memory(connections_bytes(cache));
 	cache->buckets = map_memory(buckets_bytes(cache));
-	if (!cache->entries || !cache->rules || !cache->buckets) {
+	if (!cache->entries || !cache->rules || !cache->connections || !cache->buckets) {
 		flow_cache_close(cache);
 		return -ENOMEM;
 	}
@@ -57,6 +63,8 @@ void flow_cache_close(struct flow_cache *cache)
 		munmap(cache->entries, entries_bytes(cache));
 	if (cache->rules)
 		munmap(cache->rules, rules_bytes(cache));
+	if (cache->connections)
+		munmap(cache->connections, connections_bytes(cache));
 	if (cache->buckets)
 		munmap(cache->buckets, buckets_bytes(cache));
 	memset(cache, 0, sizeof(*cache));
@@ -78,6 +86,10 @@ static void bring_counts(struct flow_cache *cache, u32 index)
 		__atomic_fetch_add(&rule->packets, entry->packets, __ATOMIC_RELAXED);
 		__atomic_fetch_add(&rule->bytes, entry->bytes, __ATOMIC_RELAXED);
 	}
+	if (entry->flags & CACHE_CONNECTION)
+		for (u32 i = 0; i < cache->connections[index].n; i++)
+			connection_count(cache->table, &cache->connections[index].refs[i], entry->packets,
+					 entry->bytes);
 	entry->packets = 0;
 	entry->bytes = 0;
 }
@@ -211,6 +223,13 @@ struct cache_entry *flow_cache_insert(struct flow_cache *cache, const struct flo
 	entry->flags = (walk->storm ? CACHE_STORM : 0) | (walk->relies_on_absence ? CACHE_GENERATION : 0);
 	entry->generation = walk->relies_on_absence ? walk->generation : walk->source_version;
 	entry->n_entries = (u8)walk->n_entries;
+	if (walk->n_connections) {
+		struct cache_connections *connections = &cache->connections[index];
+
+		entry->flags |= CACHE_CONNECTION;
+		connections->n = walk->n_connections;
+		memcpy(connections->refs, walk->connections, sizeof(connections->refs));
+	}
 	memcpy(cache->rules[index].entries, walk->entries, walk->n_entries * sizeof(walk->entries[0]));
 	return entry;
 }

@@ -28,6 +28,7 @@ struct cache_entry {
 
 #define CACHE_STORM 1
 #define CACHE_GENERATION 2 /* relies on an address being absent from the FDB */
+#define CACHE_CONNECTION 4 /* relies on connections: see cache_connections */
 
 _Static_assert(sizeof(struct cache_entry) == 128, "two cache lines");
 
@@ -40,9 +41,17 @@ struct cache_rules {
 	struct flow_entry *entries[WALK_ENTRIES];
 };
 
+/* Read only for entries with CACHE_CONNECTION. */
+struct cache_connections {
+	struct connection_ref refs[2];
+	u8 n;
+};
+
 struct flow_cache {
 	struct cache_entry *entries; /* [1 … size] */
 	struct cache_rules *rules;   /* beside entries */
+	struct cache_connections *connections; /* beside entries */
+	struct connection_table *table; /* theirs; set by who opens the cache */
 	struct cache_bucket *buckets;
 	u32 bucket_mask;
 	u32 size;

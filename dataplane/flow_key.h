@@ -20,6 +20,7 @@
 #define KEY_FRAGMENT_LATER 0x02 /* a fragment with offset > 0 */
 #define KEY_L3_UNKNOWN 0x04	/* EtherType says IPv4, IPv6 or ARP, but the header is cut short or malformed: no IP field is valid */
 #define KEY_L4_UNKNOWN 0x08	/* the L4 fields cannot be known: later fragment, cut short, extension headers too long, or L3 unknown */
+#define KEY_MIDSTREAM 0x10	/* no first packet of a connection: TCP but not a bare SYN, ICMP but no echo or timestamp request */
 
 struct flow_key {
 	u8 eth_dst[6];

@@ -38,6 +38,10 @@ enum flow_action_type {
 	ACTION_SET_VLAN_VID, /* value: 0..4095; needs a tag */
 	ACTION_SET_VLAN_PCP, /* value: 0..7; needs a tag */
 	ACTION_OUTPUT, /* value: port id, or OUTPUT_NORMAL */
+	ACTION_CONNECTION, /* value: the table that frames of a living connection go on with,
+			      FLOW_GOTO_NONE: they are accepted. Others: as if it were not there */
+	ACTION_COMMIT, /* value: idle timeout in seconds. When the frame is accepted, it makes a
+			  connection of the port */
 };
 
 struct flow_action {

@@ -9,6 +9,7 @@
 #include "parse.h"
 #include "worker.h"
 
+#define IP_TCP 6
 #define SEEN_NS 1000000000ull /* how exactly the FDB remembers when it saw an address */
 
 /* Copies what the frame has of its first `want` bytes; they are read from the source only once. */
@@ -38,7 +39,25 @@ static void parse(struct worker *worker, struct batch *batch, u32 i, struct pack
 		packet->reason = DROP_MTU_EXCEEDED;
 }
 
-static bool is_fresh(struct worker *worker, const struct batch *batch, const struct cache_entry *entry)
+/* What the answer relied on still is: a connection that lives, and lives on by this frame, or none in its place. */
+static NOINLINE bool connections_hold(struct worker *worker, const struct packet *packet, const struct cache_entry *entry)
+{
+	struct cache_connections *connections = &worker->cache.connections[entry - worker->cache.entries];
+	struct connection_table *table = worker->cache.table;
+	/* Answers that are kept are about TCP, or about protocols without flags. */
+	u8 tcp = entry->key.ip_proto == IP_TCP && packet->l4 ? packet->header[packet->l4 + 13] : 0;
+
+	for (u32 i = 0; i < connections->n; i++)
+		if (!connection_ref_holds(table, &connections->refs[i]))
+			return false;
+	for (u32 i = 0; i < connections->n; i++)
+		if (connections->refs[i].present)
+			connection_touch(table, &connections->refs[i], tcp, worker->now_ns);
+	return true;
+}
+
+static bool is_fresh(struct worker *worker, const struct batch *batch, const struct packet *packet,
+		     const struct cache_entry *entry)
 {
 	struct fdb *fdb = batch->sw->fdb;
 
@@ -68,10 +87,11 @@ static bool is_fresh(struct worker *worker, const struct batch *batch, const str
 		if (worker->now_ns - READ_ONCE(source->seen_ns) > SEEN_NS)
 			__atomic_store_n(&source->seen_ns, worker->now_ns, __ATOMIC_RELAXED);
 	}
-	return true;
+	return likely(!(entry->flags & CACHE_CONNECTION)) || connections_hold(worker, packet, entry);
 }
 
-static void start_walk(struct worker *worker, const struct batch *batch, const struct flow_key *key)
+static void start_walk(struct worker *worker, const struct batch *batch, const struct flow_key *key,
+		       const struct packet *packet)
 {
 	struct walk *walk = &worker->walk;
 
@@ -79,6 +99,7 @@ static void start_walk(struct worker *worker, const struct batch *batch, const s
 	walk->dataplane = worker->dataplane;
 	walk->in = batch->in;
 	walk->sw = batch->sw;
+	walk->packet = packet;
 	walk->key = *key;
 	walk->now_ns = worker->now_ns;
 	walk->from_version = batch->from_version;
@@ -99,15 +120,14 @@ static void stage_mask(const struct batch *batch, const struct policy_masks *out
 		flow_key_merge(mask, &out->to);
 }
 
-/* An answer that cannot be kept: the rules changed under the walk. Counted at once. */
-static struct cache_entry *answer_uncached(struct worker *worker, const struct batch *batch, const struct flow_key *key,
-					   u32 bytes)
+/* The walk's answer, for this frame only. Counted at once. */
+static struct cache_entry *answer_once(struct worker *worker, u32 bytes)
 {
 	struct walk *walk = &worker->walk;
 	struct cache_entry *entry = &worker->uncached;
 
-	start_walk(worker, batch, key);
-	pipeline_walk(walk, NULL);
+	for (u32 i = 0; i < walk->n_connections; i++)
+		connection_count(worker->cache.table, &walk->connections[i], 1, bytes);
 	for (u32 i = 0; i < walk->n_entries; i++) {
 		__atomic_fetch_add(&walk->entries[i]->packets, 1, __ATOMIC_RELAXED);
 		__atomic_fetch_add(&walk->entries[i]->bytes, bytes, __ATOMIC_RELAXED);
@@ -120,9 +140,18 @@ static struct cache_entry *answer_uncached(struct worker *worker, const struct b
 	return entry;
 }
 
+/* An answer that cannot be kept, because the rules changed under the walk or it is not about the key alone. */
+static struct cache_entry *answer_uncached(struct worker *worker, const struct batch *batch, const struct flow_key *key,
+					   const struct packet *packet)
+{
+	start_walk(worker, batch, key, packet);
+	pipeline_walk(&worker->walk, NULL);
+	return answer_once(worker, packet->length);
+}
+
 /* Second stage: the destination's rules look at more fields than the sender's. */
 static NOINLINE struct cache_entry *second_stage(struct worker *worker, const struct batch *batch,
-						 const struct flow_key *key, u32 port, u32 bytes)
+						 const struct flow_key *key, u32 port, const struct packet *packet)
 {
 	struct port *out = dataplane_port(worker->dataplane, port);
 	struct flow_key mask, masked = *key;
@@ -130,31 +159,39 @@ static NOINLINE struct cache_entry *second_stage(struct worker *worker, const st
 	u32 hash;
 
 	if (!out)
-		return answer_uncached(worker, batch, key, bytes);
+		return answer_uncached(worker, batch, key, packet);
 	(void)LOAD_ACQUIRE(&out->policy->version); /* masks no older than any version that an entry can have */
 	stage_mask(batch, LOAD_ACQUIRE(&out->policy->masks), &mask);
 	masked.stage = port + 1;
 	flow_key_apply(&masked, &masked, &mask);
 	hash = flow_key_hash(&masked);
 	entry = flow_cache_find(&worker->cache, &masked, hash);
-	if (!entry || !is_fresh(worker, batch, entry)) {
-		start_walk(worker, batch, key);
+	if (!entry || !is_fresh(worker, batch, packet, entry)) {
+		start_walk(worker, batch, key, packet);
 		pipeline_walk(&worker->walk, &mask);
 		if (worker->walk.kind == VERDICT_STAGE)
-			return answer_uncached(worker, batch, key, bytes);
+			return answer_uncached(worker, batch, key, packet);
+		if (worker->walk.unkept)
+			return answer_once(worker, packet->length);
 		entry = flow_cache_insert(&worker->cache, &masked, hash, &worker->walk, batch->config_version);
 	}
 	entry->packets++;
-	entry->bytes += bytes;
+	entry->bytes += packet->length;
 	return entry;
 }
 
 static NOINLINE struct cache_entry *miss(struct worker *worker, const struct batch *batch, u32 i,
 					 const struct flow_key *mask)
 {
+	const struct packet *packet = &batch->queue->slots[(batch->first + i) & (RX_SLOTS - 1)];
+
 	worker->cache.misses++;
-	start_walk(worker, batch, &worker->keys[i]);
+	start_walk(worker, batch, &worker->keys[i], packet);
 	pipeline_walk(&worker->walk, mask);
+	if (worker->walk.unkept && worker->walk.kind == VERDICT_STAGE)
+		return answer_uncached(worker, batch, &worker->keys[i], packet);
+	if (worker->walk.unkept)
+		return answer_once(worker, packet->length);
 	if (worker->walk.kind == VERDICT_STAGE)
 		worker->walk.n_entries = 0; /* the second stage counts for both */
 	return flow_cache_insert(&worker->cache, &worker->masked[i], worker->hashes[i], &worker->walk,
@@ -167,12 +204,12 @@ struct cache_entry *decide(struct worker *worker, const struct batch *batch, u32
 	struct packet *packet = &batch->queue->slots[(batch->first + i) & (RX_SLOTS - 1)];
 	struct cache_entry *entry = flow_cache_find(&worker->cache, &worker->masked[i], worker->hashes[i]);
 
-	if (likely(entry && is_fresh(worker, batch, entry)))
+	if (likely(entry && is_fresh(worker, batch, packet, entry)))
 		worker->cache.hits++;
 	else
 		entry = miss(worker, batch, i, mask);
 	if (unlikely(entry->kind == VERDICT_STAGE))
-		return second_stage(worker, batch, &worker->keys[i], entry->port, packet->length);
+		return second_stage(worker, batch, &worker->keys[i], entry->port, packet);
 	entry->packets++;
 	entry->bytes += packet->length;
 	return entry;

@@ -382,6 +382,8 @@ static u32 flow_mod(struct transaction *transaction, const u8 *message, u32 leng
 	model.added = transaction->version;
 	model.created_ns = clock_ns();
 	error = openflow_instructions_decode(&model, message + used, length - used, target);
+	for (u32 i = 0; i < model.n_actions; i++)
+		transaction->target->connections |= model.actions[i].type == ACTION_CONNECTION;
 	if (error || mod.command != OFPFC_ADD)
 		return error ? error : modify(transaction, &mod, &filter, &model);
 	entry = malloc(sizeof(*entry));

@@ -25,6 +25,8 @@
 /* Experimenter action (OFPAT_EXPERIMENTER): type 65535, len 16, experimenter, be16 subtype, be16
  * value, be32 zero */
 #define ACTION_VS_DROP 1 /* value: enum drop_reason */
+#define ACTION_VS_CONNECTION 2 /* value: a later table, or 0xff: accepted. Ports only */
+#define ACTION_VS_COMMIT 3 /* value: idle timeout, 1..65535 s. Ports only */
 
 /* The tables that an order's messages act on, and the version under which they become visible. */
 struct openflow_target {
@@ -37,6 +39,7 @@ struct openflow_target {
 	 * the counts unless RESET_COUNTS says otherwise. Else a port's rules: neither is theirs, and
 	 * a rule that takes another's place starts at zero. */
 	bool controllers;
+	bool connections; /* set when an entry looks connections up */
 	void (*flush)(void *context); /* brings all counters up to date (for statistics), or NULL */
 	void *context;
 };

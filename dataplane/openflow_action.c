@@ -110,24 +110,40 @@ static u32 read_set_field(struct action_reader *reader, const u8 *data, u32 leng
 	return add_action(reader, ACTION_SET_VLAN_VID, value & VLAN_VID_MASK);
 }
 
-static u32 read_drop(struct action_reader *reader, const u8 *data, u32 length)
+static u32 read_ours(struct action_reader *reader, const u8 *data, u32 length)
 {
-	struct ofp_action_vs_drop drop;
-	u16 reason;
+	struct ofp_action_vs action;
+	u16 value;
 
-	memcpy(&drop, data, 8); /* every action has that much */
-	if (be32_to_cpu(drop.experimenter) != OPENFLOW_EXPERIMENTER)
+	memcpy(&action, data, 8); /* every action has that much */
+	if (be32_to_cpu(action.experimenter) != OPENFLOW_EXPERIMENTER)
 		return OFPBAC_BAD_EXPERIMENTER;
-	if (length != sizeof(drop))
+	if (length != sizeof(action))
 		return OFPBAC_BAD_LEN;
-	memcpy(&drop, data, sizeof(drop));
-	if (be16_to_cpu(drop.subtype) != ACTION_VS_DROP)
+	memcpy(&action, data, sizeof(action));
+	value = be16_to_cpu(action.value);
+	switch (be16_to_cpu(action.subtype)) {
+	case ACTION_VS_DROP:
+		if (value == DROP_NONE || value >= DROP_COUNT)
+			return OFPBAC_BAD_ARGUMENT;
+		reader->dropped = true;
+		return add_action(reader, ACTION_DROP, value);
+	case ACTION_VS_CONNECTION:
+		if (reader->target->controllers)
+			return OFPBAC_BAD_EXP_TYPE;
+		if (value != FLOW_GOTO_NONE &&
+		    (value <= reader->entry->table || value >= reader->target->n_tables))
+			return OFPBAC_BAD_ARGUMENT;
+		return add_action(reader, ACTION_CONNECTION, value);
+	case ACTION_VS_COMMIT:
+		if (reader->target->controllers)
+			return OFPBAC_BAD_EXP_TYPE;
+		if (!value)
+			return OFPBAC_BAD_ARGUMENT;
+		return add_action(reader, ACTION_COMMIT, value);
+	default:
 		return OFPBAC_BAD_EXP_TYPE;
-	reason = be16_to_cpu(drop.value);
-	if (reason == DROP_NONE || reason >= DROP_COUNT)
-		return OFPBAC_BAD_ARGUMENT;
-	reader->dropped = true;
-	return add_action(reader, ACTION_DROP, reason);
+	}
 }
 
 static u32 read_actions(struct action_reader *reader, const u8 *data, u32 length)
@@ -158,7 +174,7 @@ static u32 read_actions(struct action_reader *reader, const u8 *data, u32 length
 			error = read_set_field(reader, data + at, size);
 			break;
 		case OFPAT_EXPERIMENTER:
-			error = read_drop(reader, data + at, size);
+			error = read_ours(reader, data + at, size);
 			break;
 		default:
 			error = OFPBAC_BAD_TYPE;
@@ -260,19 +276,26 @@ static u32 write_set_field(u8 *data, u8 number, u32 value)
 	return sizeof(set);
 }
 
+static u32 write_ours(u8 *data, u16 subtype, u32 value)
+{
+	struct ofp_action_vs action = {.tlv = tlv_of(OFPAT_EXPERIMENTER, sizeof(action)),
+				       .experimenter = cpu_to_be32(OPENFLOW_EXPERIMENTER),
+				       .subtype = cpu_to_be16(subtype),
+				       .value = cpu_to_be16((u16)value)};
+
+	memcpy(data, &action, sizeof(action));
+	return sizeof(action);
+}
+
 static u32 write_action(u8 *data, const struct flow_action *action)
 {
 	switch (action->type) {
-	case ACTION_DROP: {
-		struct ofp_action_vs_drop drop = {.tlv = tlv_of(OFPAT_EXPERIMENTER, sizeof(drop)),
-						  .experimenter =
-							  cpu_to_be32(OPENFLOW_EXPERIMENTER),
-						  .subtype = cpu_to_be16(ACTION_VS_DROP),
-						  .value = cpu_to_be16((u16)action->value)};
-
-		memcpy(data, &drop, sizeof(drop));
-		return sizeof(drop);
-	}
+	case ACTION_DROP:
+		return write_ours(data, ACTION_VS_DROP, action->value);
+	case ACTION_CONNECTION:
+		return write_ours(data, ACTION_VS_CONNECTION, action->value);
+	case ACTION_COMMIT:
+		return write_ours(data, ACTION_VS_COMMIT, action->value);
 	case ACTION_PUSH_VLAN: {
 		struct ofp_action_push push = {.tlv = tlv_of(OFPAT_PUSH_VLAN, sizeof(push)),
 					       .ethertype = cpu_to_be16((u16)action->value)};

@@ -82,7 +82,7 @@ static const struct oxm {
 	[ICMPV4_CODE] = {BASIC, 20, 1, KEY(l4_dst), 0, 8, false, ICMPV4},
 	[ICMPV6_TYPE] = {BASIC, 29, 1, KEY(l4_src), 0, 8, false, ICMPV6},
 	[ICMPV6_CODE] = {BASIC, 30, 1, KEY(l4_dst), 0, 8, false, ICMPV6},
-	[KEY_FLAGS] = {OURS, OXM_VS_KEY_FLAGS, 1, KEY(flags), 0, 4, true, ALWAYS},
+	[KEY_FLAGS] = {OURS, OXM_VS_KEY_FLAGS, 1, KEY(flags), 0, 5, true, ALWAYS},
 	[L4_SRC] = {OURS, OXM_VS_L4_SRC, 4, KEY(l4_src), 0, 32, false, PORTS},
 	[L4_DST] = {OURS, OXM_VS_L4_DST, 4, KEY(l4_dst), 0, 32, false, PORTS},
 #undef KEY

@@ -241,7 +241,7 @@ struct ofp_action_set_field { /* as far as fields of one or two bytes need it */
 	u8 value[8];
 } PACKED;
 
-struct ofp_action_vs_drop { /* ours, see openflow.h */
+struct ofp_action_vs { /* ours, see openflow.h */
 	struct ofp_tlv tlv;
 	be32 experimenter;
 	be16 subtype;

@@ -295,6 +295,7 @@ static void flood_to(struct worker *worker, struct rx_queue *queue, struct flood
 	walk->key = job->key;
 	walk->edit = job->edit;
 	walk->now_ns = worker->now_ns;
+	walk->packet = packet;
 	pipeline_walk_output(walk, out, LOAD_ACQUIRE(&out->policy->version));
 	/* Not being a member of the VLAN is no loss: the frame was not for it. */
 	if (walk->kind == VERDICT_DROP && walk->reason == DROP_VLAN_NOT_MEMBER)
@@ -304,6 +305,8 @@ static void flood_to(struct worker *worker, struct rx_queue *queue, struct flood
 		__atomic_fetch_add(&walk->entries[i]->packets, 1, __ATOMIC_RELAXED);
 		__atomic_fetch_add(&walk->entries[i]->bytes, packet->length, __ATOMIC_RELAXED);
 	}
+	for (u32 i = 0; i < walk->n_connections; i++)
+		connection_count(worker->cache.table, &walk->connections[i], 1, packet->length);
 	if (walk->kind == VERDICT_DROP) {
 		output_drop(worker, &copy, out, walk->reason);
 		return;

@@ -35,6 +35,11 @@
 #define ARP 28 /* of Ethernet and IPv4 */
 #define EXTENSIONS_MAX 8
 
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
 enum protocol {
 	HOP_BY_HOP = 0,
 	ICMP = 1,
@@ -92,6 +97,19 @@ static void parse_tcp(struct cursor *cursor, struct packet *packet, const u8 *he
 		packet->payload = (u16)(cursor->at + length);
 }
 
+/* KEY_MIDSTREAM, or 0. */
+ALWAYS_INLINE u8 tcp_midstream(u8 flags)
+{
+	return (flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) == TCP_SYN ? 0 : KEY_MIDSTREAM;
+}
+
+static u8 icmp_midstream(u8 protocol, u8 type)
+{
+	bool request = protocol == ICMP ? type == 8 || type == 13 : type == 128;
+
+	return request ? 0 : KEY_MIDSTREAM;
+}
+
 static void parse_l4(struct cursor *cursor, struct packet *packet, struct flow_key *key)
 {
 	u32 needed;
@@ -123,14 +141,20 @@ static void parse_l4(struct cursor *cursor, struct packet *packet, struct flow_k
 	if (needed == 4) {
 		key->l4_src = cpu_to_be16(header[0]);
 		key->l4_dst = cpu_to_be16(header[1]);
+		key->flags |= icmp_midstream(key->ip_proto, header[0]);
+		/* What an error quotes shall be in the copy, too: IPv6's header, or IPv4's with all
+		 * its options, and eight bytes. */
+		(void)peek(cursor, 8 + (key->ip_proto == ICMP ? 60 : IPV6) + 8);
 		return;
 	}
 	key->l4_src = load16(header);
 	key->l4_dst = load16(header + 2);
-	if (key->ip_proto == TCP)
+	if (key->ip_proto == TCP) {
 		parse_tcp(cursor, packet, header);
-	else
+		key->flags |= tcp_midstream(header[13]);
+	} else {
 		packet->payload = (u16)(cursor->at + needed);
+	}
 }
 
 static void l3_unknown(struct flow_key *key)
@@ -332,6 +356,7 @@ ALWAYS_INLINE bool parse_fast(struct packet *packet, const u8 *header, struct fl
 {
 	const u8 *ip = header + ETHERNET, *l4 = ip + IPV4;
 	u32 total, tcp_length, l4_length;
+	u8 midstream = 0;
 
 	if (packet->header_length < ETHERNET + IPV4 + 8 ||
 	    load16(header + ETHERNET_TYPE) != cpu_to_be16(TYPE_IPV4) || ip[0] != 0x45 ||
@@ -345,6 +370,7 @@ ALWAYS_INLINE bool parse_fast(struct packet *packet, const u8 *header, struct fl
 		if (tcp_length < 20)
 			return false;
 		l4_length = tcp_length;
+		midstream = tcp_midstream(l4[13]);
 	} else if (ip[9] == UDP) {
 		l4_length = 8;
 	} else {
@@ -360,6 +386,7 @@ ALWAYS_INLINE bool parse_fast(struct packet *packet, const u8 *header, struct fl
 	key->ip_proto = ip[9];
 	key->ip_tos = ip[1];
 	key->ip_ttl = ip[8];
+	key->flags = midstream;
 	packet->l3 = ETHERNET;
 	packet->l4 = ETHERNET + IPV4;
 	packet->payload = (u16)(ETHERNET + IPV4 + l4_length);

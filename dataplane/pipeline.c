@@ -16,9 +16,19 @@ static void drop(struct walk *walk, enum drop_reason reason, u32 port)
 		trace_add(walk->trace, &(struct trace_record){ .kind = TRACE_DROP, .value = reason, .port = port });
 }
 
+/* One direction of a port's rules, and how far the walk is. */
+struct rules {
+	struct port *port;
+	u32 pipeline;
+	u32 table;
+	u32 next;    /* FLOW_GOTO_NONE: the frame is accepted */
+	u32 checked; /* the table in which connections were looked up */
+};
+
 /* Carries out an entry's actions. Returns false when one of them ended the walk. */
-static bool run_actions(struct walk *walk, const struct flow_entry *entry, u32 port)
+static bool run_actions(struct walk *walk, const struct flow_entry *entry, struct rules *rules)
 {
+	rules->next = entry->goto_table;
 	for (u32 i = 0; i < entry->n_actions; i++) {
 		const struct flow_action *action = &entry->actions[i];
 
@@ -29,7 +39,7 @@ static bool run_actions(struct walk *walk, const struct flow_entry *entry, u32 p
 			if (action->value == DROP_VLAN_NOT_MEMBER)
 				break;
 #endif
-			drop(walk, action->value, port);
+			drop(walk, action->value, rules->port->id);
 			return false;
 		case ACTION_PUSH_VLAN:
 			edit_push(&walk->edit, &walk->key, (u16)action->value);
@@ -43,6 +53,15 @@ static bool run_actions(struct walk *walk, const struct flow_entry *entry, u32 p
 		case ACTION_SET_VLAN_PCP:
 			edit_set_tci(&walk->edit, &walk->key, VLAN_PCP_MASK, (u16)(action->value << VLAN_PCP_SHIFT));
 			break;
+		case ACTION_CONNECTION:
+			rules->checked = rules->table;
+			if (!pipeline_connection_known(walk, rules->port))
+				break;
+			rules->next = action->value;
+			return true;
+		case ACTION_COMMIT:
+			pipeline_connection_want(walk, action, rules->port, rules->pipeline, rules->checked);
+			break;
 		default:
 			assert(!"policy tables hold no other actions");
 		}
@@ -54,14 +73,14 @@ static bool run_actions(struct walk *walk, const struct flow_entry *entry, u32 p
 static bool walk_policy(struct walk *walk, struct port *port, u32 pipeline, u64 version)
 {
 	struct flow_table **tables = port->policy->tables[pipeline - 1];
-	u32 table = 0;
+	struct rules rules = { .port = port, .pipeline = pipeline };
 
 	if (!READ_ONCE(tables[0])) {
 		drop(walk, DROP_NOT_CONFIGURED, port->id);
 		return false;
 	}
-	while (table < POLICY_TABLES) {
-		struct flow_table *t = READ_ONCE(tables[table]);
+	while (rules.table < POLICY_TABLES) {
+		struct flow_table *t = READ_ONCE(tables[rules.table]);
 		struct flow_entry *entry = t ? flow_table_lookup(t, &walk->key, version, NULL) : NULL;
 
 		if (!entry) {
@@ -74,19 +93,29 @@ static bool walk_policy(struct walk *walk, struct port *port, u32 pipeline, u64 
 		if (walk->trace)
 			trace_add(walk->trace, &(struct trace_record){ .kind = TRACE_ENTRY,
 								       .pipeline = (u8)pipeline,
-								       .table = (u8)table,
+								       .table = (u8)rules.table,
 								       .priority = entry->priority,
 								       .cookie = entry->cookie,
 								       .port = port->id,
 								       .vlan_tci = be16_to_cpu(walk->key.vlan_tci) });
-		if (!run_actions(walk, entry, port->id))
+		if (!run_actions(walk, entry, &rules))
 			return false;
-		if (entry->goto_table == FLOW_GOTO_NONE)
+		if (rules.next == FLOW_GOTO_NONE)
 			return true;
-		table = entry->goto_table;
+		rules.table = rules.next;
 	}
 	drop(walk, DROP_POLICY_MISS, port->id);
 	return false;
+}
+
+/* The frame is accepted: what stateful rules wanted is made. Returns false when there is no room for it. */
+static bool make_connections(struct walk *walk)
+{
+	struct port *full = walk->n_commits ? pipeline_connections_make(walk) : NULL;
+
+	if (full)
+		drop(walk, DROP_CONNECTION_QUOTA, full->id);
+	return !full;
 }
 
 void pipeline_walk_output(struct walk *walk, struct port *out, u64 version)
@@ -97,7 +126,7 @@ void pipeline_walk_output(struct walk *walk, struct port *out, u64 version)
 		drop(walk, DROP_PORT_DOWN, out->id);
 		return;
 	}
-	if (!walk_policy(walk, out, OPENFLOW_TO_PORT, version))
+	if (!walk_policy(walk, out, OPENFLOW_TO_PORT, version) || !make_connections(walk))
 		return;
 	walk->kind = VERDICT_UNICAST;
 	walk->port = out->id;
@@ -174,6 +203,8 @@ static void normal(struct walk *walk, const struct flow_key *kept)
 	}
 	walk->fdb_entry = fdb_lookup(walk->sw->fdb, vid, dst, &port, &walk->fdb_version);
 	if (walk->fdb_entry == FDB_NONE) {
+		if (!make_connections(walk))
+			return;
 		flood(walk, VERDICT_UNKNOWN, 2);
 		return;
 	}

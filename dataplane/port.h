@@ -107,6 +107,7 @@ struct port {
 	struct storm_meter *storm;
 	struct port_counters *counters; /* one per worker: counters[worker] */
 	u32 fdb_limit, fdb_count;
+	u32 connection_limit;
 	u8 state_dirty;	  /* something that vswitchd wants to know has changed; any thread */
 	u8 fault_pending; /* port_fault() was called: the control thread has its part to do */
 };

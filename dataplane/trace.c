@@ -24,7 +24,7 @@ static void trace_output(const struct walk *walk, struct port *out, const struct
 	struct walk copy = *walk;
 	u32 before = walk->trace->n;
 
-	copy.n_entries = 0;
+	copy.n_entries = copy.n_connections = copy.n_commits = 0;
 	pipeline_walk_output(&copy, out, LOAD_ACQUIRE(&out->policy->version));
 	note_length(&copy, packet);
 	if (copy.kind == VERDICT_UNICAST && !mtu_fits(packet, out->mtu)) {
@@ -71,6 +71,7 @@ static void trace_frame(struct walk *walk, struct port *in, const u8 *frame, u32
 		return;
 	}
 	before = walk->trace->n;
+	walk->packet = &packet;
 	pipeline_walk(walk, NULL);
 	if (walk->kind == VERDICT_FLOOD || walk->kind == VERDICT_UNKNOWN) {
 		trace_flood(walk, &packet);

@@ -38,6 +38,7 @@ int worker_open(struct dataplane *dataplane, u32 index, int cpu, u32 cache_entri
 	}
 	if (!worker->scratch || !worker->set || flow_cache_open(&worker->cache, cache_entries))
 		goto fail;
+	worker->cache.table = &dataplane->connections;
 	worker->current = worker->set; /* it may be woken before it has any queue */
 	event.data.ptr = NULL; /* itself */
 	if (epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, worker->event_fd, &event)) {

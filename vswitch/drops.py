@@ -69,6 +69,11 @@ DROP_REASONS: tuple[DropReason, ...] = (
     ),
     DropReason("no_buffer", "the switch ran out of memory for copies"),
     DropReason("rx_overrun", "its device brought frames faster than the switch took them"),
+    DropReason(
+        "connection_quota",
+        "it would begin a connection, and its port has as many as it may or the table is full",
+        "`vswitch port set PORT --connection-limit N`; `vswitch connections list --port PORT` shows them",
+    ),
 )
 
 

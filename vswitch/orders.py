@@ -38,7 +38,8 @@ FAULTS = {
 _ORDER = struct.Struct("=IHHQ")
 _ANSWER = struct.Struct("=IHHQiI")
 _PORT_ADD = struct.Struct(f"=IBBHII{ADDRESS_MAX}s4x")
-_PORT_SET = struct.Struct("=IIIIH6s")
+_PORT_SET = struct.Struct("=IIIIH6sI4x")
+_CONNECTION = struct.Struct("=IIHBBBB2HHII16s16s4x2Q2Q")
 _STATE = struct.Struct("=IIBBBBiQQII")
 _FDB_RECORD = struct.Struct("=IH6sB3xI")
 _FDB = struct.Struct("=IIH6s")
@@ -154,10 +155,19 @@ class PortSet(Order):
     storm_limit: int = 0
     mtu: int = 0
     mac: bytes = bytes(6)
+    connection_limit: int = 0
 
     def fields(self) -> bytes:
         """See Order."""
-        return _PORT_SET.pack(self.port_id, self.switch_id, self.flags, self.storm_limit, self.mtu, self.mac)
+        return _PORT_SET.pack(
+            self.port_id,
+            self.switch_id,
+            self.flags,
+            self.storm_limit,
+            self.mtu,
+            self.mac,
+            self.connection_limit,
+        )
 
 
 @dataclass(frozen=True)
@@ -288,6 +298,26 @@ class Stop(Order):
     kind: ClassVar[int] = 18
 
 
+@dataclass(frozen=True)
+class ConnectionList(Order):
+    """Asks for struct connection_record[] of a port (0: all), from behind the index `after` on."""
+
+    kind: ClassVar[int] = 19
+    port_id: int = 0
+    after: int = 0
+
+    def fields(self) -> bytes:
+        """See Order."""
+        return struct.pack("=II", self.port_id, self.after)
+
+
+@dataclass(frozen=True)
+class ConnectionFlush(_OfPort):
+    """Ends all connections of a port (0: of all ports). The answer's count says how many."""
+
+    kind: ClassVar[int] = 20
+
+
 # ---- answers ----
 
 
@@ -414,6 +444,55 @@ def parse_trace(answer: Answer) -> list[TraceRecord]:
     return [
         TraceRecord(*_TRACE_RECORD.unpack_from(answer.body, index * size)) for index in range(answer.count)
     ]
+
+
+@dataclass(frozen=True)
+class ConnectionRecord:
+    """struct connection_record; of pairs, the first is the end that began it."""
+
+    index: int
+    port_id: int
+    vid: int
+    family: int
+    ip_proto: int
+    state: int
+    pipeline: int
+    l4: tuple[int, int]
+    timeout_s: int
+    idle_s: int
+    left_s: int
+    addresses: tuple[str, str]
+    packets: tuple[int, int]
+    bytes: tuple[int, int]
+
+
+def parse_connections(answer: Answer) -> list[ConnectionRecord]:
+    """Of ConnectionList."""
+    records = []
+    for at in range(answer.count):
+        index, port_id, vid, family, ip_proto, state, pipeline, *rest = _CONNECTION.unpack_from(
+            answer.body, at * _CONNECTION.size
+        )
+        eth_type = 0x0800 if family == 4 else 0x86DD
+        records.append(
+            ConnectionRecord(
+                index,
+                port_id,
+                vid,
+                family,
+                ip_proto,
+                state,
+                pipeline,
+                l4=(rest[0], rest[1]),
+                timeout_s=rest[2],
+                idle_s=rest[3],
+                left_s=rest[4],
+                addresses=(ip_text(rest[5], eth_type), ip_text(rest[6], eth_type)),
+                packets=(rest[7], rest[8]),
+                bytes=(rest[9], rest[10]),
+            )
+        )
+    return records
 
 
 def sockaddr_path(path: str) -> bytes:

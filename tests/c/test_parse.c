@@ -157,7 +157,7 @@ static void later_fragments_have_no_ports(void)
 {
 	put_ethernet(&frame, 0x0800);
 	put_ipv4(&frame, 6, 0x2000, 20);
-	put_tcp(&frame, 5, 0);
+	put_tcp(&frame, 5, 2);
 	parse_all();
 	CHECK_EQ(key.flags, KEY_FRAGMENT);
 	CHECK_EQ(l4_dst(), 80);
@@ -175,7 +175,7 @@ static void tcp_over_ipv6_is_read(void)
 {
 	put_ethernet(&frame, 0x86dd);
 	put_ipv6(&frame, 6, 20);
-	put_tcp(&frame, 5, 0);
+	put_tcp(&frame, 5, 2);
 	parse_all();
 	CHECK_EQ(key.flags, 0);
 	CHECK_EQ(key.ip_proto, 6);
@@ -331,7 +331,7 @@ static void tcp_header_length_outside_the_packet_hides_the_payload_only(void)
 	for (u8 words = 0; words < 16; words++) {
 		put_ethernet(&frame, 0x0800);
 		put_ipv4(&frame, 6, 0, 24);
-		put_tcp(&frame, 5, 0);
+		put_tcp(&frame, 5, 2);
 		put32(&frame, 0);
 		frame.bytes[46] = (u8)(words << 4);
 		parse_all();
@@ -367,7 +367,7 @@ static void cut_headers_never_have_ports(void)
 		for (u32 length = 0; length <= whole; length++) {
 			CHECK(parse_part(length, length, true));
 			if (length >= minimum[kind]) {
-				CHECK_EQ(key.flags, 0);
+				CHECK_EQ(key.flags & ~KEY_MIDSTREAM, 0);
 				CHECK(key.l4_src || key.l4_dst);
 				continue;
 			}
@@ -453,8 +453,31 @@ static void short_cut_reads_what_the_slow_way_reads(void)
 	}
 }
 
+static u8 flags_of_ipv4(u8 protocol, u8 first, u8 tcp)
+{
+	put_ethernet(&frame, 0x0800);
+	put_ipv4(&frame, protocol, 0, 20);
+	put_tcp(&frame, 5, tcp);
+	if (protocol != 6)
+		frame.bytes[34] = first;
+	parse_all();
+	return key.flags;
+}
+
+static void only_a_bare_syn_and_requests_can_begin_a_connection(void)
+{
+	for (u32 tcp = 0; tcp < 256; tcp++)
+		CHECK_EQ(flags_of_ipv4(6, 0, (u8)tcp), (tcp & 0x17) == 2 ? 0 : KEY_MIDSTREAM);
+	for (u32 type = 0; type < 256; type++)
+		CHECK_EQ(flags_of_ipv4(1, (u8)type, 0),
+			 type == 8 || type == 13 ? 0 : KEY_MIDSTREAM);
+	CHECK_EQ(flags_of_ipv4(17, 0, 0), 0);
+	CHECK_EQ(flags_of_ipv4(47, 0, 0), 0);
+}
+
 int main(void)
 {
+	RUN(only_a_bare_syn_and_requests_can_begin_a_connection);
 	RUN(tcp_over_ipv4_is_read);
 	RUN(options_and_padding_are_stepped_over);
 	RUN(outermost_tag_is_in_the_key);

@@ -6,6 +6,8 @@ from itertools import product
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6EchoReply,
     ICMPv6EchoRequest,
     ICMPv6ND_NA,
     ICMPv6ND_NS,
@@ -48,6 +50,9 @@ class Payload:
 def _transports() -> list[Packet]:
     pairs = [(40000, 80), (80, 40000), (40000, 22), (0, 0)]
     built: list[Packet] = [TCP(sport=sport, dport=dport, flags="S") for sport, dport in pairs]
+    built += [
+        TCP(sport=sport, dport=dport, flags=f) for sport, dport in pairs[:2] for f in ("SA", "A", "FA", "R")
+    ]
     built += [UDP(sport=sport, dport=dport) / Raw(b"data") for sport, dport in pairs]
     built += [SCTP(sport=40000, dport=80), Raw(b"four")]
     return built
@@ -77,11 +82,16 @@ def _ipv4() -> list[Packet]:
     for source, destination in product(V4, V4):
         head = IP(src=source, dst=destination)
         built += [head / transport for transport in _transports()]
-        built += [head / ICMP(type=kind, code=code) for kind, code in ((8, 0), (3, 3))]
+        built += [head / ICMP(type=kind, code=code, id=5) for kind, code in ((8, 0), (0, 0), (3, 3))]
+        about = IP(src=destination, dst=source)
+        built += [head / ICMP(type=3, code=1) / about / UDP(sport=sport, dport=80) for sport in (40000, 80)]
+        built += [head / ICMP(type=11) / about / TCP(sport=80, dport=40000, flags="A")]
+        built += [head / ICMP(type=11) / about / ICMP(id=5)]
     head = IP(src=V4[0], dst=V4[1])
     for fragment in (IP(flags="MF"), IP(frag=100), IP(flags="MF", frag=9)):
         fragment.src, fragment.dst = V4
         built += [fragment / TCP(sport=40000, dport=80), fragment / UDP(sport=40000, dport=22)]
+        built += [fragment / UDP(sport=40000, dport=80) / Raw(b"data")]
     built += [IP(src=V4[0], dst=V4[1], options=b"\x01\x01\x01\x01") / TCP(dport=22)]
     built += [head / ICMP() / Raw(bytes(600))]
     return built
@@ -93,6 +103,8 @@ def _ipv6() -> list[Packet]:
         head = IPv6(src=source, dst=destination)
         built += [head / transport for transport in _transports()]
         built += [head / ICMPv6EchoRequest(), head / ICMPv6ND_NS(tgt=destination), head / ICMPv6ND_NA()]
+        about = IPv6(src=destination, dst=source)
+        built += [head / ICMPv6EchoReply(), head / ICMPv6DestUnreach() / about / UDP(sport=40000, dport=80)]
     head = IPv6(src=V6[0], dst=V6[1])
     for chain in _chains():
         built += [head / chain / TCP(sport=40000, dport=22), head / chain / UDP(sport=40000, dport=80)]

@@ -5,6 +5,7 @@ Needs no root, no sockets and no threads.
 
 from collections import Counter
 from copy import deepcopy
+from ipaddress import ip_address
 
 from controller.entry import rule_of
 from controller.messages import flow_stats_request, parse_flow_stats
@@ -47,7 +48,7 @@ class Lab:
         """Changes a port's rules while it is running."""
         new = compile_port(policy)
         new_mac = policy.mac != self.reference.ports[number].policy.mac
-        self.reference.ports[number].policy = policy
+        self.reference.set_policy(number, policy)
         self._program(number, changes(self.compiled[number], new))
         self.compiled[number] = new
         # What two rules hide in the same way is counted by the heavier one: counts start anew.
@@ -122,13 +123,32 @@ class Lab:
         """Packets that the engine has counted for a rule since the port's rules changed."""
         return self._rules(number)[rule, "packets"] - self.base[number][rule, "packets"]
 
+    def misses(self) -> int:
+        """Frames that the flow cache had no answer for."""
+        return orders.parse_workers(self.engine.order_now(orders.GetWorkers()))[0].cache_misses
+
     def addresses(self) -> set[tuple[int, bytes, int]]:
         """What the engine has learned: VID, MAC, port."""
         records = orders.parse_fdb(self.engine.order_now(orders.FdbList(SWITCH)))
         return {(record.vid, record.mac, record.port_id) for record in records if not record.is_static}
 
+    def connections(self) -> dict[tuple[object, ...], int]:
+        """The engine's connections, as the reference has them."""
+        found: dict[tuple[object, ...], int] = {}
+        for one in orders.parse_connections(self.engine.order_now(orders.ConnectionList())):
+            ends = tuple(
+                (int(ip_address(address)), port) for address, port in zip(one.addresses, one.l4, strict=True)
+            )
+            origin = sorted(ends).index(ends[0])
+            packets = one.packets[::-1] if origin else one.packets
+            state = ("", "opening", "established", "closing")[one.state]
+            key = (one.port_id, one.vid, one.family, one.ip_proto, tuple(sorted(ends)), origin, state)
+            found[(*key, *packets)] = one.timeout_s
+        return found
+
     def compare(self) -> None:
         """Everything that the engine gave, counted and learned, against the reference."""
+        meant = self.reference.connections.living
         for number, port in self.reference.ports.items():
             self.got(number)
             assert self.drops(number) == dict(port.drops), f"drops at port {number}"
@@ -142,6 +162,9 @@ class Lab:
             hits = self._rules(number)
             hits.subtract(self.base[number])
             assert +hits == port.rules, f"rules of port {number}"
+        assert self.connections() == {
+            (*key, one.origin, one.state, *one.packets): one.idle_timeout for key, one in meant.items()
+        }
         learned = {(vid, mac, entry.port) for (vid, mac), entry in self.reference.learned.items()}
         assert self.addresses() == learned
 
@@ -149,7 +172,9 @@ class Lab:
         port = self.reference.ports[number]
         self.reference.claim(port.policy.mac)
         flags = (orders.FLAG_LEARN if port.learns else 0) | (orders.FLAG_UP if port.up else 0)
-        self.engine.order_now(orders.PortSet(number, SWITCH, flags, 0, port.mtu, port.policy.mac))
+        self.engine.order_now(
+            orders.PortSet(number, SWITCH, flags, 0, port.mtu, port.policy.mac, port.connection_limit)
+        )
 
     def _program(self, number: int, change: CompiledPolicy) -> None:
         for way, pipeline in WAYS.items():

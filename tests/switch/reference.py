@@ -10,138 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from controller.settings import AclRule, Direction, PortPolicy, Verdict, VlanMode
-
-IPV4, ARP, IPV6 = 0x0800, 0x0806, 0x86DD
-TAG_TYPES = (0x8100, 0x88A8)
-ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
-LOOKED_AT = 512  # bytes of a frame that the switch reads at most
-EXTENSIONS = (0, 43, 44, 51, 60)
-TRANSPORT_BYTES = {TCP: 20, UDP: 8, SCTP: 12, ICMP: 4, ICMPV6: 4}
-
-
-def number(data: bytes) -> int:
-    return int.from_bytes(data, "big")
-
-
-@dataclass(frozen=True)
-class Transport:
-    """IP's fields; None: cannot be known. `first` and `second`: ports, or ICMP type and code."""
-
-    source: int | None = None
-    destination: int | None = None
-    protocol: int | None = None
-    first: int | None = None
-    second: int | None = None
-    fragment: bool = False
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A frame as the switch reads it. `tag`: TPID and TCI of the outermost VLAN tag; `rest`: what follows."""
-
-    destination: bytes
-    source: bytes
-    tag: tuple[int, int] | None
-    rest: bytes
-    ethertype: int
-    ip: Transport
-
-    @property
-    def vid(self) -> int | None:
-        return None if self.tag is None else self.tag[1] & 0xFFF
-
-    @property
-    def stacked(self) -> bool:
-        """Whether another tag, or what is left of one, is behind the outermost."""
-        return self.ethertype in TAG_TYPES
-
-    def bytes(self) -> bytes:
-        tag = b"" if self.tag is None else b"".join(part.to_bytes(2, "big") for part in self.tag)
-        return self.destination + self.source + tag + self.rest
-
-
-def read_transport(protocol: int, data: bytes) -> Transport:
-    if protocol not in TRANSPORT_BYTES:
-        return Transport(protocol=protocol, first=0, second=0)
-    if len(data) < TRANSPORT_BYTES[protocol]:
-        return Transport(protocol=protocol)
-    if protocol in (ICMP, ICMPV6):
-        return Transport(protocol=protocol, first=data[0], second=data[1])
-    return Transport(protocol=protocol, first=number(data[:2]), second=number(data[2:4]))
-
-
-def read_ipv4(data: bytes) -> Transport:
-    if len(data) < 20 or data[0] >> 4 != 4:
-        return Transport()
-    header, total = (data[0] & 15) * 4, number(data[2:4])
-    if header < 20 or total < header or len(data) < header:
-        return Transport()
-    more_and_offset = number(data[6:8]) & 0x3FFF
-    if more_and_offset & 0x1FFF:
-        known = Transport(protocol=data[9])
-    else:
-        known = read_transport(data[9], data[header:total])
-    return replace(
-        known, source=number(data[12:16]), destination=number(data[16:20]), fragment=more_and_offset != 0
-    )
-
-
-def read_ipv6_chain(protocol: int, data: bytes) -> Transport:
-    """Follows at most eight extension headers. One that cannot be followed hides the protocol."""
-    fragment = False
-    for _ in range(8):
-        if protocol not in EXTENSIONS:
-            break
-        if len(data) < 8:
-            return Transport(fragment=fragment)
-        length = {44: 8, 51: (data[1] + 2) * 4}.get(protocol, (data[1] + 1) * 8)
-        if protocol == 44:
-            offset_and_more = number(data[2:4])
-            fragment = fragment or bool(offset_and_more & 0xFFF9)
-            if offset_and_more & 0xFFF8:
-                named = data[0] if data[0] not in EXTENSIONS else None
-                return Transport(protocol=named, fragment=True)
-        if len(data) < length:
-            return Transport(fragment=fragment)
-        protocol, data = data[0], data[length:]
-    if protocol in EXTENSIONS:
-        return Transport(fragment=fragment)
-    return replace(read_transport(protocol, data), fragment=fragment)
-
-
-def read_ipv6(data: bytes) -> Transport:
-    if len(data) < 40 or data[0] >> 4 != 6:
-        return Transport()
-    known = read_ipv6_chain(data[6], data[40 : 40 + number(data[4:6])])
-    return replace(known, source=number(data[8:24]), destination=number(data[24:40]))
-
-
-def read(data: bytes) -> Frame:
-    """A frame of at least 14 bytes."""
-    tag, rest = None, data[12:]
-    if number(rest[:2]) in TAG_TYPES and len(rest) >= 6:
-        tag, rest = (number(rest[:2]), number(rest[2:4])), rest[4:]
-    ethertype, payload = number(rest[:2]), rest[2 : LOOKED_AT - (len(data) - len(rest))]
-    if ethertype < 0x600:
-        snap = payload[:6] == b"\xaa\xaa\x03\0\0\0" and len(payload) >= 8 and number(payload[6:8]) >= 0x600
-        ethertype, payload = (number(payload[6:8]), payload[8:]) if snap else (0x5FF, payload)
-    ip = Transport()
-    if ethertype == IPV4:
-        ip = read_ipv4(payload)
-    elif ethertype == IPV6:
-        ip = read_ipv6(payload)
-    return Frame(data[:6], data[6:12], tag, rest, ethertype, ip)
-
-
-def l3_bytes(data: bytes) -> int:
-    """What counts against an MTU: all behind the Ethernet header and at most two tags."""
-    tags = 0
-    while (
-        tags < 2 and number(data[12 + 4 * tags : 14 + 4 * tags]) in TAG_TYPES and len(data) >= 18 + 4 * tags
-    ):
-        tags += 1
-    return len(data) - 14 - 4 * tags
-
+from tests.switch.connections import Connection, Connections, may_begin
+from tests.switch.reading import ARP, ICMP, ICMPV6, IPV4, IPV6, Frame, l3_bytes, read
 
 # ---- VLANs ----
 
@@ -261,6 +131,8 @@ def applies(rule: AclRule, frame: Frame) -> bool:
     if is_neighbour(frame) and not speaks_of_neighbours(rule):
         return False
     said = conditions(rule, frame)
+    if rule.idle_timeout_s is not None and not is_neighbour(frame) and not may_begin(frame):
+        return False
     return False not in said and (None not in said or rule.verdict is Verdict.DENY)
 
 
@@ -281,6 +153,7 @@ class Port:
     up: bool = True
     mtu: int = 0
     fdb_limit: int = 1024
+    connection_limit: int = 10000
     got: list[bytes] = field(default_factory=list)
     tags: list[int] = field(default_factory=list)  # for each frame, the TCI of its VLAN's tag; 0: none
     drops: Counter[str] = field(default_factory=Counter)
@@ -306,9 +179,13 @@ class Switch:
         self.learned: dict[tuple[int, bytes], Learned] = {}
         self.ageing = ageing
         self.now = 0.0
+        self.connections = Connections()
+        # What stateful rules want of the frame that is on its way: port, direction, frame, idle timeout.
+        self.wanted: list[tuple[Port, Direction, Frame, int]] = []
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
+        self.connections.advance(seconds)
         if self.ageing:
             oldest = self.now - self.ageing
             self.learned = {key: entry for key, entry in self.learned.items() if entry.seen >= oldest}
@@ -320,6 +197,7 @@ class Switch:
     def forget(self, at: int) -> None:
         """A port goes, with what was learned there."""
         del self.ports[at]
+        self.connections.end(at, lambda _connection: True)
         self.learned = {key: entry for key, entry in self.learned.items() if entry.port != at}
 
     def owner(self, mac: bytes) -> int | None:
@@ -342,14 +220,46 @@ class Switch:
             return self.fixed[key]
         return self.learned[key].port if key in self.learned else self.owner(mac)
 
+    def number_of(self, port: Port) -> int:
+        return next(number for number, other in self.ports.items() if other is port)
+
+    def set_policy(self, at: int, policy: PortPolicy) -> None:
+        """Changes a port's rules. Its connections live on as far as they would be made now."""
+        self.ports[at].policy = policy
+
+        def would_not_be_made(connection: Connection) -> bool:
+            rule = deciding_rule(policy, connection.direction, connection.first)
+            if rule is None or rule.idle_timeout_s is None:
+                return True
+            connection.idle_timeout = rule.idle_timeout_s
+            return False
+
+        self.connections.end(at, would_not_be_made)
+        self.connections.advance(0)
+
     def check(self, port: Port, direction: Direction, frame: Frame, size: int) -> bool:
-        """Asks the port's rules, and counts the one that decides."""
+        """Asks the port's connections, then its rules, and counts the one that decides."""
+        stateful = any(rule.idle_timeout_s is not None for rule in port.policy.rules)
+        if stateful and self.connections.take(self.number_of(port), frame):
+            return True
         rule = deciding_rule(port.policy, direction, frame)
         if rule is None:
             return True
+        if rule.idle_timeout_s is not None and not is_neighbour(frame):
+            self.wanted.append((port, direction, frame, rule.idle_timeout_s))
         port.rules[rule.id, "packets"] += 1
         port.rules[rule.id, "bytes"] += size
         return rule.verdict is Verdict.ALLOW
+
+    def begin(self) -> bool:
+        """Makes the connections that were wanted for an accepted frame. False: it is lost, and counted."""
+        wanted, self.wanted = self.wanted, []
+        for port, direction, frame, idle_timeout in wanted:
+            at = self.number_of(port)
+            if not self.connections.make(at, direction, frame, idle_timeout, port.connection_limit):
+                port.drops["connection_quota"] += 1
+                return False
+        return True
 
     def enter(self, port: Port, data: bytes) -> Frame | str:  # noqa: PLR0911  (one return per reason)
         """The frame between the ports, or the reason for which its own port loses it."""
@@ -370,13 +280,15 @@ class Switch:
         return inside if self.check(port, Direction.OUT, inside, len(data)) else "acl_deny"
 
     def leave(self, port: Port, frame: Frame, data: bytes) -> str | None:
-        """Gives the frame to a port, or says why not."""
+        """Gives the frame to a port, or says why not (nothing, where it is counted already)."""
         if not port.up:
             return "port_down"
         if not is_member(port.policy, frame):
             return "vlan_not_member"
         if not self.check(port, Direction.IN, frame, len(data)):
             return "acl_deny"
+        if not self.begin():
+            return ""
         if port.mtu and l3_bytes(data) > port.mtu:
             return "mtu_exceeded"
         given = vlan_out(port.policy, frame)
@@ -389,14 +301,16 @@ class Switch:
 
     def flood(self, at: int, frame: Frame, data: bytes, wanted: Callable[[Port], bool]) -> None:
         reached = False
+        self.wanted = []
         for number_, port in sorted(self.ports.items()):
             if number_ == at or not port.up or not wanted(port):
                 continue
             reason = self.leave(port, frame, data)
+            self.wanted = []
             if reason == "vlan_not_member":
                 continue  # it was not for this port: no loss
             reached = True
-            if reason is not None:
+            if reason:
                 port.drops[reason] += 1
         if not reached:
             self.ports[at].drops["no_destination"] += 1
@@ -406,6 +320,7 @@ class Switch:
         port = self.ports[at]
         port.from_packets += 1
         port.from_bytes += len(data)
+        self.wanted = []
         frame = self.enter(port, data)
         if isinstance(frame, str):
             port.drops[frame] += 1
@@ -420,10 +335,12 @@ class Switch:
         else:
             to = self.where(vid, frame.destination)
             if to is None:
+                if not self.begin():
+                    return
                 self.flood(at, frame, data, lambda port: port.learns)
             elif to == at:
                 port.drops["same_port"] += 1
             else:
                 reason = self.leave(self.ports[to], frame, data)
-                if reason is not None:
+                if reason:
                     self.ports[to].drops[reason] += 1

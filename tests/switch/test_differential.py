@@ -18,6 +18,9 @@ from tests.switch.reference import Port
 
 N_PORTS = 4
 STRANGERS = (9, 10)
+# No few of the seconds make one of these timeouts, or another of the engine's.
+IDLE_TIMEOUTS = (7, 141, 255, 65535)
+SECONDS = (3, 131, 401)
 VIDS = (1, 10, 11, 20, 4094)
 
 macs = st.sampled_from([mac(number) for number in (*range(1, 2 * N_PORTS + 1), *STRANGERS)])
@@ -57,6 +60,8 @@ def rules(draw: st.DrawFn, number: int, weight: int) -> AclRule:
         named["local_prefix"] = draw(maybe() | prefixes)
         named["remote_prefix"] = draw(maybe() | prefixes)
     direction, verdict = draw(st.sampled_from(Direction)), draw(verdicts)
+    if verdict is Verdict.ALLOW:
+        named["idle_timeout_s"] = draw(maybe() | st.sampled_from(IDLE_TIMEOUTS))
     return AclRule(number, direction, verdict, weight, **named)  # type: ignore[arg-type]
 
 
@@ -152,7 +157,7 @@ def steps(draw: st.DrawFn) -> Step:
     what = {
         "send": st.lists(frames(number), min_size=1, max_size=6),
         "policy": policies(number),
-        "advance": st.sampled_from([2, 130, 400]),
+        "advance": st.sampled_from(SECONDS),
         "up": st.booleans(),
         "replace": ports(number),
     }[kind]

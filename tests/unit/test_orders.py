@@ -24,10 +24,18 @@ ORDERS: list[tuple[orders.Order, str, str, dict[str, object]]] = [
         {"port_id": 9, "kind": 2, "queues": 4, "flags": 5, "fdb_limit": 6, "address_length": 2},
     ),
     (
-        orders.PortSet(9, 3, 1, 70000, 1500, bytes(range(6))),
+        orders.PortSet(9, 3, 1, 70000, 1500, bytes(range(6)), 77),
         "ORDER_PORT_SET",
         "order_port_set",
-        {"port_id": 9, "switch_id": 3, "flags": 1, "storm_limit": 70000, "mtu": 1500, "mac": bytes(range(6))},
+        {
+            "port_id": 9,
+            "switch_id": 3,
+            "flags": 1,
+            "storm_limit": 70000,
+            "mtu": 1500,
+            "mac": bytes(range(6)),
+            "connection_limit": 77,
+        },
     ),
     (orders.PortDelete(9), "ORDER_PORT_DELETE", "order_port", {"port_id": 9}),
     (orders.GetPortState(9), "ORDER_PORT_STATE", "order_port", {"port_id": 9}),
@@ -51,6 +59,8 @@ ORDERS: list[tuple[orders.Order, str, str, dict[str, object]]] = [
     (orders.CaptureStop(9), "ORDER_CAPTURE_STOP", "order_port", {"port_id": 9}),
     (orders.GetWorkers(), "ORDER_WORKERS", "order", {}),
     (orders.Stop(), "ORDER_STOP", "order", {}),
+    (orders.ConnectionList(9, 5), "ORDER_CONNECTION_LIST", "order_connection", {"port_id": 9, "after": 5}),
+    (orders.ConnectionFlush(9), "ORDER_CONNECTION_FLUSH", "order_connection", {"port_id": 9}),
 ]
 
 
@@ -69,7 +79,9 @@ def test_an_order_is_what_c_reads(
 
 
 def test_every_order_of_the_header_is_known_here() -> None:
-    assert sorted(order.kind for order, *_ in ORDERS) == list(range(lib.ORDER_HELLO, lib.ORDER_STOP + 1))
+    assert sorted(order.kind for order, *_ in ORDERS) == list(
+        range(lib.ORDER_HELLO, lib.ORDER_CONNECTION_FLUSH + 1)
+    )
 
 
 def test_a_port_state_is_read_as_c_writes_it() -> None:

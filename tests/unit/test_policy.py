@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from controller.acl import IPV6_CHAIN
 from controller.entry import ARP, IPV4, IPV6, Kind, Note, cookie_of, rule_of
 from controller.explain import explain
-from controller.messages import Command, Drop, DropReason, FlowMod, KeyFlag, Oxm
+from controller.messages import (
+    Command,
+    Drop,
+    DropReason,
+    FlowMod,
+    KeyFlag,
+    LookUpConnection,
+    MakeConnection,
+    Oxm,
+)
 from controller.policy import CompiledPolicy, From, To, changes, compile_port, vid_prefixes
 from controller.settings import AclRule, Direction, PolicyError, PortPolicy, Verdict, VlanMode, VlanPolicy
 
@@ -39,6 +48,43 @@ def entries_of(compiled: CompiledPolicy, number: int) -> list[FlowMod]:
 
 def fields(mod: FlowMod) -> dict[Oxm, int]:
     return {field.oxm: field.value for field in mod.match.fields}
+
+
+# ---- stateful rules ----
+
+
+def test_ports_without_stateful_rules_look_no_connections_up() -> None:
+    compiled = port(rule(5, verdict=Verdict.ALLOW, protocol=6))
+
+    actions = [action for mod in compiled.from_port + compiled.to_port for action in mod.actions]
+    assert not [action for action in actions if isinstance(action, LookUpConnection | MakeConnection)]
+
+
+def test_one_stateful_rule_has_connections_looked_up_in_both_directions() -> None:
+    compiled = port(rule(5, verdict=Verdict.ALLOW, protocol=17, idle_timeout_s=9))
+
+    (out,) = [mod for mod in compiled.from_port if LookUpConnection(None) in mod.actions]
+    (into,) = [mod for mod in compiled.to_port if LookUpConnection(To.VLAN) in mod.actions]
+    assert (out.table, out.goto) == (From.NEIGHBOUR, From.ACL)
+    assert (into.table, into.goto) == (To.NEIGHBOUR, To.ACL)
+    assert explain(into.cookie, "web/eth0").endswith("unless it belongs to one of its connections")
+
+
+def test_a_stateful_rule_accepts_what_can_begin_a_connection_only() -> None:
+    made = entries_of(port(rule(5, verdict=Verdict.ALLOW, protocol=6, idle_timeout_s=9)), 5)
+
+    assert all(mod.actions == (MakeConnection(9),) for mod in made)
+    (flags,) = {field for mod in made for field in mod.match.fields if field.oxm is Oxm.KEY_FLAGS}
+    assert flags.value == 0
+    assert flags.mask == KeyFlag.MIDSTREAM | KeyFlag.L3_UNKNOWN | KeyFlag.L4_UNKNOWN
+
+
+def test_a_stateful_rule_that_denies_is_refused() -> None:
+    with pytest.raises(PolicyError, match="rule 5 denies"):
+        port(rule(5, idle_timeout_s=9))
+    for seconds in (0, 65536):
+        with pytest.raises(PolicyError, match="rule 5 has an idle timeout of"):
+            port(rule(5, verdict=Verdict.ALLOW, idle_timeout_s=seconds))
 
 
 # ---- what a change touches ----
@@ -320,7 +366,8 @@ def test_every_cookie_of_every_policy_has_a_sentence() -> None:
     spoken = set()
     for vlan in VLAN_POLICIES:
         for spoofing in (True, False):
-            policy = PortPolicy(MAC, allow_spoofing=spoofing, vlan=vlan, rules=(rule(1),))
+            rules = (rule(1), rule(2, verdict=Verdict.ALLOW, idle_timeout_s=9 if spoofing else None))
+            policy = PortPolicy(MAC, allow_spoofing=spoofing, vlan=vlan, rules=rules)
             compiled = compile_port(policy)
             for mod in compiled.from_port + compiled.to_port:
                 sentence = explain(mod.cookie, "web/eth0")
