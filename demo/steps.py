@@ -262,6 +262,42 @@ def _tshark(file: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+async def stateful(cast: Cast, step: StepContext) -> None:
+    """Step 6: all denied in both directions, and one stateful rule: the answer passes, nothing else does."""
+    client, port = cast.world.client, "bob/eth0"
+    cast.world.keep_counters(step, "before")
+    for direction in ("in", "out"):
+        client.add_acl(port, AclRule.model_validate({"direction": direction, "action": "deny", "weight": 1}))
+    web = {"direction": "in", "action": "allow", "weight": 10, "protocol": "tcp", "local_port": "80"}
+
+    rule = client.add_acl(port, AclRule.model_validate(web | {"stateful": True}))
+    page = await _wget(step, cast.alice, "wget-stateful")
+    step.check("TCP 80 allowed statefully: wget", PAGE, page or "nothing", ok=page == PAGE)
+    _stopped(step, "ping is none of it", await _ping(step, cast.alice, BOB, "ping-stateful"))
+    known = client.connections(port)
+    step.keep("connections", "\n".join(one.model_dump_json() for one in known))
+    ends = [f"{one.from_ip} to {one.to_ip}:{one.to_port}" for one in known]
+    expected = f"{ALICE} to {BOB}:80"
+    step.check("vswitch connections", expected, ", ".join(ends) or "none", ok=ends == [expected])
+    client.delete_acl(port, rule.id)
+    left = client.connections(port)
+    step.check("the rule gone: its connections", "none", f"{len(left) or 'none'}", ok=not left)
+
+    rule = client.add_acl(port, AclRule.model_validate(web))
+    lost = {other.direction: other.packets for other in client.acls(port) if other.action == "deny"}
+    page = await _wget(step, cast.alice, "wget-stateless")
+    step.check("the same rule, not stateful: wget", "nothing", page or "nothing", ok=not page)
+    rules = {other.direction: other for other in client.acls(port) if other.action == "deny"}
+    grown = rules["out"].packets - lost["out"]
+    step.check("it is bob's answer that drops", "1 or more denied from bob", f"{grown}", ok=grown >= 1)
+    cast.world.keep_counters(step, "with-rules")
+    client.delete_acls(port)
+    _works(step, "all rules removed", await _ping(step, cast.alice, BOB, "ping-no-rules"))
+    page = await _wget(step, cast.alice, "wget-no-rules")
+    step.check("all rules removed: wget", PAGE, page or "nothing", ok=page == PAGE)
+    cast.world.keep_counters(step, "after")
+
+
 async def losses(cast: Cast, step: StepContext) -> None:
     """The last step: every loss so far has a name, and a capture is one that other tools read."""
     drops = {(drop.port, drop.reason): drop for drop in cast.world.client.drops()}
@@ -295,6 +331,7 @@ STEPS = (
     ("a forged MAC is dropped, unless it is allowed", spoofing),
     ("an internal switch: the host, untagged and over a trunk", internal),
     ("hot-plug: a NIC for a running guest, and its cable", hot_plug),
+    ("stateful rules: the answer passes without a rule", stateful),
     ("an external switch: the wire, untagged and tagged; the host kept off", external),
     ("vswitch why: who stops it, and the command that mends it", why),
     ("every loss has a name; a capture that tshark reads", losses),

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vswitch import doctor, errors, wanted
+from vswitch.connections import Connection, Flushed
 from vswitch.diagnosis import Question, Why
 from vswitch.model import (
     AclRule,
@@ -324,6 +325,16 @@ def _add_fdb(app: FastAPI, service: Service) -> None:
     async def flush(name: str, port: str | None = None, vid: int | None = None) -> None:
         """Forgets what was learned."""
         await service.flush_fdb(name, port, vid)
+
+    @app.get("/v1/connections")
+    async def list_connections(port: str | None = None) -> list[Connection]:
+        """What stateful rules have accepted, of one port or of all."""
+        return await service.connections(port)
+
+    @app.post("/v1/connections/flush")
+    async def flush_connections(port: str | None = None) -> Flushed:
+        """Ends connections: their frames are judged by the rules again."""
+        return await service.flush_connections(port)
 
     @app.get("/v1/drops")
     async def drops(port: str | None = None) -> list[DropCount]:

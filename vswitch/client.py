@@ -24,6 +24,7 @@ import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vswitch import errors, paths
+from vswitch.connections import Connection, Flushed
 from vswitch.diagnosis import Question, Why
 from vswitch.model import (
     AclRule,
@@ -214,6 +215,15 @@ class Client:
     def flush_fdb(self, switch: str, port: str | None = None, vid: int | None = None) -> None:
         """Forgets what was learned; of one port or VLAN."""
         self._call("POST", f"/v1/switches/{_one(switch)}/fdb/flush", params=_given(port=port, vid=vid))
+
+    def connections(self, port: str | None = None) -> list[Connection]:
+        """What stateful rules have accepted and still know; of one port or of all."""
+        return self._get("/v1/connections", list[Connection], port=port)
+
+    def flush_connections(self, port: str | None = None) -> int:
+        """Ends connections, of one port or of all; returns how many. Rules judge their frames again."""
+        response = self._call("POST", "/v1/connections/flush", params=_given(port=port))
+        return self._parse(response, Flushed).ended
 
     def drops(self, port: str | None = None) -> list[DropCount]:
         """Lost frames, per port and reason; only what was ever counted."""

@@ -14,6 +14,7 @@ from vswitch.words import (
     PROTOCOLS,
     PROTOCOLS_WITH_PORTS,
     AgeingSeconds,
+    ConnectionLimit,
     DeviceName,
     EtherType,
     IcmpNumber,
@@ -32,6 +33,9 @@ from vswitch.words import (
     VlanRanges,
     between,
 )
+
+IDLE_TIMEOUT_S = 255  # Hyper-V's default
+_ICMP_REQUESTS = {"icmp": (8, 13), "icmpv6": (128,)}
 
 SwitchType = Literal["internal", "private", "external"]
 PortKind = Literal["vhost-user", "tap", "pcap", "netdev", "host", "uplink"]
@@ -144,6 +148,7 @@ class PortSettings(Model):
         allow_spoofing: May send from MACs other than its own, which are then learned.
         mtu: Layer 3 bytes of the largest frame that passes, 68..9000.
         storm_limit: Broadcast, multicast and unknown unicast packets per second from the VM; 0: no limit.
+        connection_limit: Connections that its stateful rules may make at most, 1..262144.
         trust_pcp: The VM's 802.1p priority is kept instead of being set to 0.
         enabled: Frames pass.
     """
@@ -152,6 +157,7 @@ class PortSettings(Model):
     allow_spoofing: bool = False
     mtu: Mtu = 9000
     storm_limit: StormLimit = 10000
+    connection_limit: ConnectionLimit = 10000
     trust_pcp: bool = False
     enabled: bool = True
 
@@ -219,6 +225,7 @@ class PortChange(Model):
     allow_spoofing: bool | None = None
     mtu: Mtu | None = None
     storm_limit: StormLimit | None = None
+    connection_limit: ConnectionLimit | None = None
     trust_pcp: bool | None = None
     enabled: bool | None = None
     switch: OwnerName | None = None
@@ -307,6 +314,8 @@ class AclRule(Model):
         icmp_type, icmp_code: With protocol icmp or icmpv6.
         ethertype: A name or number 0x0600..0xffff; given as a number.
         vlan: The VLAN, 1..4094, on the switch's side.
+        stateful: With allow: what it accepts makes a connection, whose answers pass without a rule.
+        idle_timeout_s: Seconds without a frame after which a connection ends, 1..65535; None: 255.
         comment: For people.
     """
 
@@ -324,7 +333,16 @@ class AclRule(Model):
     icmp_code: IcmpNumber | None = None
     ethertype: EtherType | None = None
     vlan: Vid | None = None
+    stateful: bool = False
+    idle_timeout_s: Annotated[int, AfterValidator(between("an idle timeout (seconds)", 1, 65535))] | None = (
+        None
+    )
     comment: Annotated[str, Field(max_length=200)] = ""
+
+    @property
+    def idle_timeout(self) -> int:
+        """Seconds, for connections of a stateful rule."""
+        return self.idle_timeout_s or IDLE_TIMEOUT_S
 
     @property
     def protocol_number(self) -> int | None:
@@ -362,6 +380,22 @@ class AclRule(Model):
                 raise ValueError(
                     f"EtherType {self.ethertype:#06x} does not carry the addresses or protocol of this rule"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_stateful(self) -> Self:
+        if self.idle_timeout_s is not None and not self.stateful:
+            raise ValueError("an idle timeout only makes sense with a stateful rule")
+        if not self.stateful:
+            return self
+        if self.action == "deny":
+            raise ValueError("only a rule that allows can be stateful: what is denied makes no connection")
+        if self.ethertype not in (None, 0x0800, 0x86DD):
+            raise ValueError(f"EtherType {self.ethertype:#06x} has no connections: only IP can be stateful")
+        if self.icmp_type is not None and self.icmp_type not in _ICMP_REQUESTS[self.protocol or ""]:
+            raise ValueError(
+                f"{self.protocol} type {self.icmp_type} begins no connection: only requests can be stateful"
+            )
         return self
 
     def ip_version_of_icmp(self) -> int | None:
@@ -412,7 +446,7 @@ class TraceStep(Model):
     """One thing that happens to the frame.
 
     Attributes:
-        kind: key, entry, learn, fdb, flood, output or drop.
+        kind: key, entry, connection, learn, fdb, flood, output or drop.
         text: The step in a sentence.
         port: Where it happens.
         pipeline: `from VM` or `to VM` for entries.
@@ -422,7 +456,7 @@ class TraceStep(Model):
         vid: output: the tag that the frame would carry; None: none.
     """
 
-    kind: Literal["key", "entry", "learn", "fdb", "flood", "output", "drop"]
+    kind: Literal["key", "entry", "connection", "learn", "fdb", "flood", "output", "drop"]
     text: str
     port: str | None = None
     pipeline: str | None = None

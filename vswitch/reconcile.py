@@ -89,6 +89,7 @@ def _rule(row: RuleRow) -> settings.AclRule:
         icmp_code=rule.icmp_code,
         ethertype=rule.ethertype,
         vlan=rule.vlan,
+        idle_timeout_s=rule.idle_timeout if rule.stateful else None,
     )
 
 
@@ -148,6 +149,7 @@ def _port_set(state: State, row: PortRow) -> orders.PortSet:
         port.storm_limit,
         port.mtu,
         orders.mac_bytes(port.mac),
+        port.connection_limit,
     )
 
 

@@ -21,6 +21,8 @@ from vm.errors import VmError as LauncherError
 from vm.qemu import PortPlug, installed_version, qemu_args_for_port
 from vswitch import capture, devices, errors, inquiry, netdev, orders, trace, wanted
 from vswitch.apply import Applier, Start
+from vswitch.connections import Connection, Flushed
+from vswitch.connections import describe as describe_connection
 from vswitch.diagnosis import Question, Why
 from vswitch.drops import reason
 from vswitch.frames import parse_frame
@@ -471,6 +473,28 @@ class Service:
         await self._applier.transport.order(
             orders.FdbFlush(row.id, port_id, orders.VID_ANY if vid is None else vid)
         )
+
+    async def connections(self, port: str | None) -> list[Connection]:
+        """The living connections, of one port or of all."""
+        port_id = wanted.port_row(self.state, port).id if port is not None else 0
+        records: list[orders.ConnectionRecord] = []
+        while True:
+            order = orders.ConnectionList(port_id, records[-1].index if records else 0)
+            more = orders.parse_connections(await self._applier.transport.order(order))
+            if not more:
+                break
+            records += more
+        names = {row.id: name for name, row in self.state.ports.items()}
+        return sorted(
+            (describe_connection(record, names) for record in records),
+            key=lambda one: (one.port, one.protocol, one.from_ip, one.from_port, one.to_ip, one.to_port),
+        )
+
+    async def flush_connections(self, port: str | None) -> Flushed:
+        """Ends the connections of one port or of all."""
+        port_id = wanted.port_row(self.state, port).id if port is not None else 0
+        answer = await self._applier.transport.order(orders.ConnectionFlush(port_id))
+        return Flushed(ended=answer.count)
 
     def drops(self, port: str | None) -> list[DropCount]:
         """Lost frames by port and reason."""

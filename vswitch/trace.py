@@ -14,6 +14,11 @@ from vswitch.wanted import PortRow
 from vswitch.words import PROTOCOLS
 
 _PIPELINES = {orders.FROM_PORT: "from VM", orders.TO_PORT: "to VM"}
+_CONNECTIONS = (
+    "it belongs to no connection of {port}",
+    "it belongs to a connection of {port}, so no rule is asked",
+    "it would make a connection of {port}",
+)
 _FLOODS = ("broadcast", "multicast", "unknown unicast")
 _ETHERTYPES = {
     0x0800: "IPv4",
@@ -64,6 +69,9 @@ class Tracer:
             vid = record.vlan_tci & 0xFFF if record.vlan_tci & 0x1000 else None
             tag = f" with the tag of VLAN {vid}" if vid is not None else " untagged"
             return TraceStep(kind="output", text=f"it leaves at {port}{tag}", port=port, vid=vid)
+        if record.kind == 8:
+            text = _CONNECTIONS[record.value].format(port=port)
+            return TraceStep(kind="connection", text=text, port=port)
         name, sentence, way_out = reason(record.value)
         text = f"it is dropped at {port} because {sentence} ({name})"
         if way_out:
@@ -97,6 +105,9 @@ def rule_text(rule: AclRule) -> str:
     for name, value in rule.model_dump(
         exclude_defaults=True, exclude={"action", "direction", "weight"}
     ).items():
+        if name == "stateful":
+            parts.append("stateful")
+            continue
         shown = f"{value:#06x}" if name == "ethertype" else value
         parts.append(f"{name.replace('_', ' ')} {shown}")
     return ", ".join(parts)

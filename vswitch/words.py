@@ -169,6 +169,7 @@ Mtu = Annotated[int, AfterValidator(_mtu)]
 SocketPath = Annotated[str, AfterValidator(_socket_path)]
 Memory = Annotated[int, AfterValidator(_memory)]
 StormLimit = Annotated[int, AfterValidator(between("a storm limit (packets/s)", 0, 0xFFFFFFFF))]
+ConnectionLimit = Annotated[int, AfterValidator(between("a connection limit", 1, 1 << 18))]
 Queues = Annotated[int, AfterValidator(between("a number of queues", 1, 16))]
 AgeingSeconds = Annotated[int, AfterValidator(between("an ageing time (seconds)", 0, 1_000_000))]
 

@@ -15,6 +15,7 @@ import pytest
 from tests.unit.fake_daemon import FakeDaemon, fake_daemon
 from vswitch import errors
 from vswitch.cli import run
+from vswitch.connections import Connection
 from vswitch.diagnosis import Cause, Since, Why
 from vswitch.model import (
     AclRuleInfo,
@@ -74,6 +75,23 @@ STATS = PortStats(
     to_bytes=2000,
     to_group_packets=2,
     drops={"acl_deny": 3},
+)
+TALK = Connection(
+    port="web/eth0",
+    direction="in",
+    protocol="tcp",
+    from_ip="10.0.0.1",
+    from_port=40000,
+    to_ip="10.0.0.2",
+    to_port=80,
+    vid=100,
+    state="established",
+    idle_s=1,
+    left_s=254,
+    from_packets=3,
+    from_bytes=180,
+    to_packets=2,
+    to_bytes=120,
 )
 DROP = DropCount(port="web/eth0", reason="acl_deny", sentence="an ACL rule denies it", packets=3)
 RULE = AclRuleInfo(id=7, direction="in", action="deny", weight=10, protocol="icmp", packets=4, bytes=400)
@@ -192,6 +210,12 @@ READS: list[tuple[str, dict[str, object], object, list[str]]] = [
     ),
     ("acl list web/eth0", {"GET /v1/ports/web/eth0/acls": [RULE]}, [RULE], ["to VM", "deny", "icmp", "400"]),
     ("fdb list lab", {"GET /v1/switches/lab/fdb": [ENTRY]}, [ENTRY], ["all", "static", "web/eth0"]),
+    (
+        "connections list --port web/eth0",
+        {"GET /v1/connections": [TALK]},
+        [TALK],
+        ["web/eth0", "to VM", "tcp", "10.0.0.1:40000", "10.0.0.2:80", "established"],
+    ),
     ("drops", {"GET /v1/drops": [DROP]}, [DROP], ["acl_deny", "3", "an ACL rule denies it"]),
     (
         "trace web/eth0 ff00",
@@ -415,6 +439,27 @@ CHANGES = [
         },
         {},
         RULE,
+    ),
+    Changing(
+        "acl add web/eth0 --direction in --action allow --weight 10 --stateful --idle-timeout 30",
+        "POST /v1/ports/web/eth0/acls",
+        {"direction": "in", "action": "allow", "weight": 10, "stateful": True, "idle_timeout_s": 30},
+        {},
+        RULE,
+    ),
+    Changing(
+        "connections flush --port web/eth0",
+        "POST /v1/connections/flush",
+        None,
+        {"port": ["web/eth0"]},
+        {"ended": 3},
+    ),
+    Changing(
+        "port set web/eth0 --connection-limit 5",
+        "PATCH /v1/ports/web/eth0",
+        {"connection_limit": 5},
+        {},
+        WEB,
     ),
     Changing("acl delete web/eth0 --rule 7", "DELETE /v1/ports/web/eth0/acls/7", None, {}, {}),
     Changing(

@@ -49,7 +49,7 @@ def test_the_commands_are_those_that_were_promised() -> None:
     promised = """
         up down status doctor drops trace why capture changes
         switch:create,list,show,set,delete port:add,list,show,set,delete,stats acl:add,list,delete
-        fdb:list,add,delete,flush vm:create,start,stop,list,show,console,delete
+        connections:list,flush fdb:list,add,delete,flush vm:create,start,stop,list,show,console,delete
         nic:attach,detach,connect,disconnect
     """
     expected = set()

@@ -67,6 +67,14 @@ def test_a_rule_without_weight_is_refused() -> None:
         ({"local_mac": "01:00:5e:00:00:01"}, "is a group address"),
         ({"vlan": 4095}, "VLAN 4095 does not exist"),
         ({"colour": "red"}, "colour: is not a setting here"),
+        ({"stateful": True}, "only a rule that allows can be stateful"),
+        ({"action": "allow", "idle_timeout_s": 9}, "only makes sense with a stateful rule"),
+        ({"action": "allow", "stateful": True, "idle_timeout_s": 0}, "an idle timeout (seconds) of 0"),
+        ({"action": "allow", "stateful": True, "ethertype": "arp"}, "only IP can be stateful"),
+        (
+            {"action": "allow", "stateful": True, "protocol": "icmp", "icmp_type": 3},
+            "icmp type 3 begins no connection",
+        ),
     ],
 )
 def test_rules_that_cannot_be_are_refused_with_the_reason(fields: dict[str, Any], said: str) -> None:
@@ -110,6 +118,7 @@ def test_external_switches_have_an_uplink_and_others_none() -> None:
         ({"kind": "tap", "mtu": 9001}, "an MTU of 9001 is not possible: 68 to 9000"),
         ({"kind": "tap", "mac": "nonsense"}, "is not a MAC address"),
         ({"kind": "tap", "queues": 17}, "a number of queues of 17"),
+        ({"kind": "tap", "connection_limit": 0}, "a connection limit of 0"),
     ],
 )
 def test_ports_that_cannot_be_are_refused_with_the_reason(fields: dict[str, Any], said: str) -> None:

@@ -234,6 +234,29 @@ def test_a_rule_counts_what_it_denies_and_the_drop_has_its_reason(tmp_path: Path
     with_engine(tmp_path, test)
 
 
+def test_connections_are_listed_by_name_and_flushed(tmp_path: Path) -> None:
+    async def test(service: Service, engine: Engine) -> None:
+        await private_lab(service, tmp_path)
+        allow = AclRule(direction="in", action="allow", weight=5, protocol="icmp", stateful=True)
+        await service.add_rules(ROOT, "lab/b", [allow])
+        await replay(service, engine)
+
+        (known,) = await service.connections("lab/b")
+
+        assert (known.port, known.direction, known.protocol, known.vid) == ("lab/b", "in", "icmp", 100)
+        assert (known.from_ip, known.to_ip, known.state) == ("10.0.0.1", "10.0.0.2", "opening")
+        assert (known.from_packets, known.to_packets) == (1, 0)
+        assert (known.idle_s, known.left_s) == (0, 255)
+        assert await service.connections("lab/a") == []
+        assert (await service.flush_connections("lab/a")).ended == 0
+        assert (await service.flush_connections(None)).ended == 1
+        assert await service.connections(None) == []
+        with pytest.raises(errors.NotFoundError):
+            await service.connections("lab/c")
+
+    with_engine(tmp_path, test)
+
+
 def test_counters_of_a_rule_survive_changes_of_others(tmp_path: Path) -> None:
     async def test(service: Service, engine: Engine) -> None:
         await private_lab(service, tmp_path)

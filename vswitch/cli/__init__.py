@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from vswitch import __version__, errors
-from vswitch.cli import acls, daemon, fdb, nics, observe, ports, switches, vms, why
+from vswitch.cli import acls, connections, daemon, fdb, nics, observe, ports, switches, vms, why
 from vswitch.cli.session import Defaults, SocketOption, help_without_command, report, report_usage
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells say it
@@ -42,7 +42,7 @@ def make_app() -> typer.Typer:
     )
     app.callback()(_root)
     daemon.register(app)
-    for module in (switches, ports, acls, fdb, vms, nics):
+    for module in (switches, ports, acls, connections, fdb, vms, nics):
         app.add_typer(module.app)
     observe.register(app)
     why.register(app)

@@ -45,6 +45,15 @@ class VerdictOptions:
             help="1 to 65535; the highest rule that matches decides. Unique per direction.",
         ),
     ] = None
+    stateful: Annotated[
+        bool, typer.Option("--stateful", help="With allow: answers pass without a rule of their own.")
+    ] = False
+    idle_timeout_s: Annotated[
+        int | None,
+        typer.Option(
+            "--idle-timeout", metavar="S", help="Seconds until a silent connection ends (255). --stateful."
+        ),
+    ] = None
     comment: Annotated[str | None, typer.Option("--comment", metavar="TEXT", help="A remark for people.")] = (
         None
     )
@@ -108,7 +117,7 @@ class MatchOptions:
     examples=[
         "vswitch acl add web/eth0 --direction in --action deny --weight 1",
         "vswitch acl add web/eth0 --direction in --action allow --weight 10 \\",
-        "    --protocol tcp --local-port 80",
+        "    --protocol tcp --local-port 80 --stateful",
         "vswitch acl add db/eth0 --direction out --action deny --weight 20 \\",
         "    --remote-ip 10.0.0.0/8 --comment 'no way out'",
     ],
@@ -140,7 +149,7 @@ def list_rules(session: Session, port: PortArgument) -> None:
             r.id,
             DIRECTIONS[r.direction],
             r.weight,
-            r.action,
+            f"{r.action} stateful" if r.stateful else r.action,
             match_text(r),
             r.packets,
             r.bytes,

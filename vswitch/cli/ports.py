@@ -103,6 +103,14 @@ class SettingOptions:
             help="Broadcast, multicast and unknown unicast packets/s from the VM (10000; 0: no limit).",
         ),
     ] = None
+    connection_limit: Annotated[
+        int | None,
+        typer.Option(
+            "--connection-limit",
+            metavar="N",
+            help="Connections that its stateful rules may make, 1 to 262144 (10000).",
+        ),
+    ] = None
     trust_pcp: Annotated[
         bool | None,
         typer.Option(
@@ -356,6 +364,7 @@ def _settings(vlan: VlanOptions, settings: SettingOptions) -> dict[str, Any]:
         "allow_spoofing": settings.allow_spoofing,
         "mtu": settings.mtu,
         "storm_limit": settings.storm_limit,
+        "connection_limit": settings.connection_limit,
         "trust_pcp": settings.trust_pcp,
     }
 
