@@ -84,7 +84,8 @@ class Machine:
         spec: what it is.
         run_dir: its own folder (made when missing, mode 0700). Its path must leave room for socket names.
         host: what QEMU and accelerator to use.
-        on_change: called with the machine after each change of `status`, from the event loop.
+        on_change: called with the machine after each change of `status`, and when its guest let go of a NIC
+            that nobody waits for any more, from the event loop.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Machine:
         self._answers = asyncio.Event()
         self._stop_way: StopWay | None = None
         self._shutdown_cause = ""
+        self._unplugging: set[str] = set()
 
     @classmethod
     def find(
@@ -298,6 +300,7 @@ class Machine:
             QmpCommandError: it has no such NIC, or the guest did not let go in time.
         """
         monitor = self._running_monitor()
+        self._unplugging.add(name)
         try:
             await monitor.execute_until_event(
                 "device_del", {"id": f"{name}-device"}, "DEVICE_DELETED", timeout_s=timeout_s
@@ -306,11 +309,29 @@ class Machine:
             # The guest has let go after we had stopped waiting for it: the back end is left to remove.
             if name not in self._slots or "not found" not in error.sentence:
                 raise
+        finally:
+            self._unplugging.discard(name)
         await monitor.execute("netdev_del", {"id": name})  # takes its chardev along
+        self._forget_nic(name)
+
+    def _forget_nic(self, name: str) -> None:
         self._slots.pop(name, None)
         nics = tuple(nic for nic in self.spec.nics if nic.name != name)
         self.spec = self.spec.model_copy(update={"nics": nics})
         self._write_record(self._process)
+
+    async def check_nics(self) -> None:
+        """Forgets NICs that the machine does not have: a launcher was killed while it unplugged them.
+
+        Raises:
+            NotRunningError: the machine does not run.
+            QmpCommandError: QEMU does not answer.
+        """
+        answer = await self._running_monitor().execute("qom-list", {"path": "/machine/peripheral"})
+        there = {item["name"] for item in cast(list[dict[str, str]], answer)}
+        for nic in self.spec.nics:
+            if f"{nic.name}-device" not in there:
+                self._forget_nic(nic.name)
 
     async def _remove_leftovers(self, monitor: Monitor, name: str) -> None:
         """Takes away what a launcher that was killed while it plugged the NIC has left; usually nothing."""
@@ -440,6 +461,15 @@ class Machine:
             self._shutdown_cause = str(data.get("reason", ""))
         elif name == "GUEST_PANICKED":
             self._shutdown_cause = "guest-panic"
+        elif name == "DEVICE_DELETED":
+            self._device_gone(str(data.get("device", "")).removesuffix("-device"))
+
+    def _device_gone(self, name: str) -> None:
+        """The guest let go of a NIC that nobody waits for any more."""
+        if name in self._slots and name not in self._unplugging:
+            self._forget_nic(name)
+            if self._on_change is not None:
+                self._on_change(self)
 
     def _end_status(self, code: int | None) -> VmStatus:
         ours = self._stop_way in (StopWay.TERMINATED, StopWay.KILLED)

@@ -15,7 +15,7 @@ from vswitch import errors, wanted
 from vswitch.model import Nic, PortChange, Who
 from vswitch.orders import PortStateRecord
 from vswitch.vms import ACTIVE, Vms
-from vswitch.wanted import State
+from vswitch.wanted import PortRow, State
 from vswitch.words import split_port_name
 
 log = logging.getLogger("vswitch.nics")
@@ -90,7 +90,7 @@ class Nics:
             raise errors.ConflictError(f"VM {name} is {state}", "try again when it has come to rest")
         return state == "running"
 
-    # ---- after a restart of ours ----
+    # ---- machines follow the wanted state ----
 
     def repair(self) -> None:
         """Begins to plug in what a daemon that was killed meanwhile had promised, and not done."""
@@ -98,15 +98,23 @@ class Nics:
             if self._vms.state(name) in ACTIVE:
                 self._begin(self._repair(name), f"NICs of {name}")
 
+    def machine_changed(self, name: str) -> None:
+        """A VM changed. A NIC that its guest let go of after its detaching had been given up comes back."""
+        if self._vms.state(name) == "running" and self._lacks(name):
+            self._begin(self._repair(name), f"NICs of {name}")
+
+    def _lacks(self, name: str) -> list[PortRow]:
+        rows = wanted.ports_of(self._state(), name)
+        return [row for row in rows if not self._vms.has_nic(name, split_port_name(row.port.name)[1])]
+
     async def _repair(self, name: str) -> None:
         try:
             await self._vms.wait_running(name)
             async with self._vms.changing(name):
-                for row in wanted.ports_of(self._state(), name):
-                    if not self._vms.has_nic(name, split_port_name(row.port.name)[1]):
-                        log.info("%s was not plugged in when an earlier daemon ended: now", row.port.name)
-                        await self._vms.plug(name, row)
-                        await self.sync_carrier(row.port.name)
+                for row in self._lacks(name):
+                    log.info("%s is wanted and not plugged in: now", row.port.name)
+                    await self._vms.plug(name, row)
+                    await self.sync_carrier(row.port.name)
         except errors.VswitchError as error:
             log.warning("VM %s does not have all its NICs: %s", name, error)
 

@@ -100,6 +100,7 @@ class Service:
         self._lock = asyncio.Lock()
         self.nics = Nics(vms, lambda: self.state, self._change)
         self._applier.on_port_state = self.nics.port_changed
+        vms.on_change = self.nics.machine_changed
         self._started = time.monotonic()
         self._restarting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None

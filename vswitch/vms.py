@@ -90,12 +90,12 @@ class Vms:
 
     Args:
         run_dir: Where each has a folder.
-        on_change: Called after each change of a machine's state with its name.
+        on_change: Called after each change of a machine's state, or of its NICs by its guest, with its name.
     """
 
     def __init__(self, run_dir: Path, on_change: Callable[[str], None] | None = None) -> None:
         self._run_dir = run_dir
-        self._on_change = on_change
+        self.on_change = on_change
         self._machines: dict[str, Machine] = {}
         self._busy: set[str] = set()
         self._changes: dict[str, asyncio.Lock] = {}
@@ -115,8 +115,8 @@ class Vms:
     def _changed(self, machine: Machine) -> None:
         status = machine.status
         log.info("VM %s is %s %s", machine.spec.name, status.state, status.reason)
-        if self._on_change is not None:
-            self._on_change(machine.spec.name)
+        if self.on_change is not None:
+            self.on_change(machine.spec.name)
 
     async def find(self, names: Sequence[str]) -> None:
         """Looks for machines that an earlier daemon has started."""
@@ -177,9 +177,10 @@ class Vms:
             yield
 
     async def wait_running(self, name: str) -> None:
-        """Waits until a VM that was found again answers."""
+        """Waits until a VM that was found again answers, and says which NICs it has."""
         with _translated():
             await self._machines[name].wait_running()
+            await self._machines[name].check_nics()
 
     def has_nic(self, name: str, nic: str) -> bool:
         """Whether a VM that runs has this NIC in its machine."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -166,6 +167,46 @@ def test_an_attachment_is_finished_by_the_next_daemon(image: GuestImage, before_
             assert await until(web, f"grep -q {made.mac} /sys/class/net/*/address")
             await asyncio.to_thread(client.detach_nic, "web/eth1")
             assert await until(web, "[ ! -e /sys/class/net/eth1 ]")
+
+    asyncio.run(body())
+
+
+def detach(guests: Guests, port: str) -> None:
+    """Detaches a NIC, over a connection of its own."""
+    with Client(guests.daemon.socket) as client:
+        client.detach_nic(port)
+
+
+@pytest.mark.parametrize("victim", ["daemon", "data plane"])
+def test_killed_at_any_moment_guest_and_wanted_state_have_the_same_nics(
+    image: GuestImage, victim: str
+) -> None:
+    moments = random.Random(victim)
+
+    async def kill(guests: Guests) -> None:
+        status = await asyncio.to_thread(guests.client.status)
+        pid = status.pid if victim == "daemon" else status.dataplane_pid
+        await asyncio.sleep(moments.random() * 0.2)
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+
+    async def body() -> None:
+        async with guests_on(image) as guests:
+            client = guests.client
+            client.create_switch(Switch(name="lab", type="private"))
+            web = await guests.boot("web", (Nic(switch="lab"),), "eth0=10.0.0.1/24")
+            for _ in range(8):
+                more = [port for port in client.vm("web").ports if port != "web/eth0"]
+                change = asyncio.to_thread(detach, guests, more[0]) if more else attach(guests, "web")
+                changing = asyncio.gather(change, return_exceptions=True)
+                await kill(guests)
+                await changing
+                if victim == "daemon":
+                    await asyncio.to_thread(guests.daemon.start)
+                macs = [port.mac for port in client.ports(owner="web")]
+                has = " && ".join(f"grep -q {mac} /sys/class/net/*/address" for mac in macs)
+                exactly = f"[ $(ls -d /sys/class/net/eth* | wc -l) = {len(macs)} ]"
+                assert await until(web, f"{{ {has} && {exactly}; }}"), macs
 
     asyncio.run(body())
 
