@@ -10,6 +10,8 @@
 #include "worker.h"
 
 #define IP_TCP 6
+#define STORM_FULL_NS 1000000000ull /* rates are per second; after one every meter is full */
+#define STORM_SPINS 1000
 #define SEEN_NS 1000000000ull /* how exactly the FDB remembers when it saw an address */
 
 /* Copies what the frame has of its first `want` bytes; they are read from the source only once. */
@@ -215,6 +217,25 @@ struct cache_entry *decide(struct worker *worker, const struct batch *batch, u32
 	return entry;
 }
 
+/* A tenth of a second's worth may come at once. What is less than a token stays in `filled_ns`: nothing is lost by asking often. */
+static void storm_refill(struct storm_meter *meter, u64 rate, u64 now_ns)
+{
+	int64_t burst = (int64_t)(rate / 10 ? rate / 10 : 1);
+	u64 elapsed = now_ns > meter->filled_ns ? now_ns - meter->filled_ns : 0;
+	u64 more;
+
+	if (elapsed >= STORM_FULL_NS) {
+		meter->tokens = burst;
+		meter->filled_ns = now_ns;
+		return;
+	}
+	more = elapsed * rate / STORM_FULL_NS;
+	meter->tokens += (int64_t)more;
+	meter->filled_ns += more * STORM_FULL_NS / rate;
+	if (meter->tokens > burst)
+		meter->tokens = burst;
+}
+
 static bool storm_allows(struct worker *worker, struct storm_meter *meter)
 {
 	bool allowed = false;
@@ -222,22 +243,14 @@ static bool storm_allows(struct worker *worker, struct storm_meter *meter)
 
 	if (!rate)
 		return true;
-	if (__atomic_exchange_n(&meter->lock, 1, __ATOMIC_ACQUIRE))
-		return false; /* another queue of this port is flooding at this very moment */
-	if (worker->now_ns > meter->filled_ns) {
-		u64 elapsed = worker->now_ns - meter->filled_ns;
-		u64 more = elapsed >= 1000000000u ? rate : elapsed * rate / 1000000000u;
-
-		if (more) {
-			/* A tenth of a second may come at once. */
-			int64_t burst = (int64_t)(rate / 10 ? rate / 10 : 1);
-
-			meter->tokens += (int64_t)more;
-			if (meter->tokens > burst)
-				meter->tokens = burst;
-			meter->filled_ns = worker->now_ns;
-		}
+	/* Another queue of this port may be flooding at this very moment: it holds the lock for a few instructions. Should its
+	 * worker have lost its core just then, the frame is one too many. */
+	for (u32 i = 0; __atomic_exchange_n(&meter->lock, 1, __ATOMIC_ACQUIRE); i++) {
+		if (i == STORM_SPINS)
+			return false;
+		__builtin_ia32_pause();
 	}
+	storm_refill(meter, rate, worker->now_ns);
 	if (meter->tokens > 0) {
 		meter->tokens--;
 		allowed = true;
@@ -330,6 +343,7 @@ static void act(struct collector *collector, const struct batch *batch, u32 i, c
 	default: {
 		struct flood_job job = { .slot = (u16)((batch->first + i) & (RX_SLOTS - 1)),
 					 .kind = entry->kind,
+					 .switch_id = batch->sw->id,
 					 .edit = entry->edit,
 					 .key = worker->keys[i] };
 

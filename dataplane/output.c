@@ -324,8 +324,10 @@ static void flood_to(struct worker *worker, struct rx_queue *queue, struct flood
 /* Goes on with one flood; true when it is through. Ports are visited by ascending id, so a list that changed meanwhile repeats and skips nobody. */
 static bool run_flood(struct worker *worker, struct rx_queue *queue, struct flood_job *job)
 {
-	u32 switch_id = READ_ONCE(queue->port->switch_id), outputs = 0;
-	struct virtual_switch *sw = switch_id ? LOAD_ACQUIRE(&worker->dataplane->switches[switch_id]) : NULL;
+	/* A frame belongs to the switch that it came to: a port that was moved meanwhile takes nothing of it along. */
+	bool moved = READ_ONCE(queue->port->switch_id) != job->switch_id;
+	struct virtual_switch *sw = moved ? NULL : LOAD_ACQUIRE(&worker->dataplane->switches[job->switch_id]);
+	u32 outputs = 0;
 	struct port_list *list = sw ? LOAD_ACQUIRE(&sw->ports) : NULL;
 	struct walk reach = { .in = queue->port, .kind = job->kind };
 	u32 i = 0;

@@ -155,10 +155,13 @@ static void learn(struct walk *walk, u16 vid)
 	if (walk->trace) {
 		u32 known = fdb_lookup(walk->sw->fdb, vid, walk->key.eth_src, &port, &version);
 
+		struct trace_record record = { .kind = TRACE_LEARN,
+					       .port = walk->in->id,
+					       .vlan_tci = be16_to_cpu(walk->key.vlan_tci) };
+
+		memcpy(record.eth_src, walk->key.eth_src, sizeof(record.eth_src));
 		if (known == FDB_NONE || port != walk->in->id)
-			trace_add(walk->trace, &(struct trace_record){ .kind = TRACE_LEARN,
-								       .port = walk->in->id,
-								       .vlan_tci = be16_to_cpu(walk->key.vlan_tci) });
+			trace_add(walk->trace, &record);
 		return;
 	}
 	walk->source_entry = fdb_learn(walk->sw->fdb, &what, &walk->source_version);

@@ -28,6 +28,7 @@ struct flood_job {
 	u16 slot;
 	u8 kind; /* enum verdict_kind */
 	u8 reached; /* somebody got it, or dropped it by a rule of its own */
+	u32 switch_id; /* where it is flooded, also when its port moves on meanwhile */
 	u32 next_port;
 	struct edit edit;
 	struct flow_key key; /* whole, as between the ports */

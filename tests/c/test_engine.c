@@ -315,6 +315,56 @@ static void storm_limit_holds_and_refills(void)
 	end();
 }
 
+static void slow_floods_get_the_whole_of_their_rate(void)
+{
+	struct order_port_set set = {
+		.port_id = 1, .switch_id = 1, .flags = PORT_FLAG_UP, .storm_limit = 10};
+	u8 fill;
+	u32 n = 0;
+
+	begin();
+	memcpy(set.mac, mac_a, 6);
+	CHECK_EQ(order(&set, ORDER_PORT_SET, sizeof(set)), 0);
+	/* Fifteen a second for four seconds: parts of a token must not get lost between them. */
+	for (u32 i = 0; i < 60; i++) {
+		give(1, broadcast, mac_a, 60, 1);
+		run();
+		dataplane_advance_clock(dp, 66700000ull);
+	}
+	while (got(3, &fill) > 0)
+		n++;
+	CHECK(n >= 40 && n <= 42);
+	end();
+}
+
+static void a_waiting_flood_stays_on_the_switch_it_came_to(void)
+{
+	struct order_switch second = {.switch_id = 2};
+	struct order_port_set set = {.port_id = 1, .switch_id = 2, .flags = PORT_FLAG_UP};
+	u32 reached = 0;
+	u8 fill;
+
+	begin();
+	for (u32 id = 10; id < 160; id++)
+		add_port(id, NULL, 0);
+	CHECK_EQ(order(&second, ORDER_SWITCH_ADD, sizeof(second)), 0);
+	give(1, broadcast, mac_a, 60, 1);
+	dataplane_step(dp, 0);
+	memcpy(set.mac, mac_a, 6);
+	CHECK_EQ(order(&set, ORDER_PORT_SET, sizeof(set)), 0);
+	set.port_id = 159;
+	memset(set.mac, 0, 6);
+	CHECK_EQ(order(&set, ORDER_PORT_SET, sizeof(set)), 0);
+	for (u32 i = 0; i < 8; i++)
+		dataplane_step(dp, 0);
+	for (u32 id = 10; id < 160; id++)
+		reached += got(id, &fill) > 0;
+	CHECK(reached < 70);
+	CHECK_EQ(got(159, &fill), 0);
+	CHECK_EQ(drops(1, DROP_PORT_DOWN), 1);
+	end();
+}
+
 static void rules_count_exactly_through_the_cache(void)
 {
 	struct port *port;
@@ -472,6 +522,8 @@ int main(void)
 	RUN(a_frame_for_a_full_port_is_dropped_in_time);
 	RUN(a_flood_beyond_64_ports_goes_on_next_turn_in_order);
 	RUN(storm_limit_holds_and_refills);
+	RUN(slow_floods_get_the_whole_of_their_rate);
+	RUN(a_waiting_flood_stays_on_the_switch_it_came_to);
 	RUN(rules_count_exactly_through_the_cache);
 	RUN(a_changed_rule_holds_for_the_next_frame);
 	RUN(a_port_without_rules_drops_all);
