@@ -167,6 +167,39 @@ def test_rules_that_name_addresses_are_remarked_where_addresses_are_not_known(tm
     with_lab(tmp_path, VlanUntagged(), VlanUntagged(), test)
 
 
+@pytest.mark.parametrize("stateful", [True, False])
+def test_an_answer_passes_where_its_question_has_made_a_connection(tmp_path: Path, stateful: bool) -> None:
+    async def test(service: Service) -> None:
+        closed = [AclRule(direction=way, action="deny", weight=1) for way in ("in", "out")]
+        web = AclRule(
+            direction="in", action="allow", weight=10, protocol="tcp", local_port="80", stateful=stateful
+        )
+        made = await service.add_rules(ROOT, "lab/b", [*closed, web])
+        why = await service.why(asked(protocol="tcp", port=80))
+        if stateful:
+            assert why.ok
+            assert any("answers pass lab/b by the connection" in remark for remark in why.remarks)
+        else:
+            assert [(cause.rule, cause.way) for cause in why.causes] == [(made[1].id, "back")]
+        assert [cause.rule for cause in (await service.why(asked())).causes] == [made[0].id, made[1].id]
+
+    with_lab(tmp_path, VlanUntagged(), VlanUntagged(), test)
+
+
+def test_a_connection_of_the_asker_lets_the_answer_in(tmp_path: Path) -> None:
+    async def test(service: Service) -> None:
+        rules = [
+            AclRule(direction="in", action="deny", weight=1),
+            AclRule(direction="out", action="allow", weight=5, protocol="icmp", stateful=True),
+        ]
+        await service.add_rules(ROOT, "lab/a", rules)
+        why = await service.why(asked())
+        assert why.ok
+        assert not any("connection" in remark for remark in why.remarks)
+
+    with_lab(tmp_path, VlanUntagged(), VlanUntagged(), test)
+
+
 def test_a_trunk_is_told_which_tag_was_taken_for_granted(tmp_path: Path) -> None:
     async def test(service: Service) -> None:
         why = await service.why(asked())
