@@ -337,6 +337,10 @@ static void act(struct collector *collector, const struct batch *batch, u32 i, c
 	case VERDICT_DROP: {
 		struct port *where = dataplane_port(worker->dataplane, entry->port);
 
+		/* Who captures at the port whose rules lose frames wants to see them: as they came to the switch. */
+		capture = where && where != batch->in ? LOAD_ACQUIRE(&where->capture) : NULL;
+		if (unlikely(capture))
+			capture_frame(capture, packet, false, entry->reason);
 		output_drop(worker, packet, where ? where : batch->in, entry->reason);
 		break;
 	}
@@ -371,6 +375,18 @@ static void drop_batch(struct worker *worker, struct batch *batch, enum drop_rea
 		output_drop(worker, &batch->queue->slots[(batch->first + i) & (RX_SLOTS - 1)], batch->in, reason);
 }
 
+/* A frame that no rule was asked about: it is shown as it came, without what its sender asks to be done to it. */
+static NOINLINE void lose(struct worker *worker, struct batch *batch, struct packet *packet)
+{
+	struct capture *capture = LOAD_ACQUIRE(&batch->in->capture);
+	struct packet shown = *packet;
+
+	shown.offload = (struct offload){ 0 };
+	if (capture && packet->n_segments)
+		capture_frame(capture, &shown, true, packet->reason);
+	output_drop(worker, packet, batch->in, packet->reason);
+}
+
 static void classify_batch(struct worker *worker, struct batch *batch)
 {
 	struct collector collector = { .worker = worker, .queue = batch->queue };
@@ -385,6 +401,7 @@ static void classify_batch(struct worker *worker, struct batch *batch)
 		packet->header = worker->headers[i] + PACKET_HEADROOM;
 		if (unlikely(packet->reason)) {
 			packet->header_length = 0;
+			packet->header_taken = 0;
 			continue;
 		}
 		copy_header(packet, 0, PACKET_HEADER);
@@ -407,7 +424,7 @@ static void classify_batch(struct worker *worker, struct batch *batch)
 	for (u32 i = 0; i < batch->n; i++) {
 		packet = &batch->queue->slots[(batch->first + i) & (RX_SLOTS - 1)];
 		if (unlikely(packet->reason)) {
-			output_drop(worker, packet, batch->in, packet->reason);
+			lose(worker, batch, packet);
 			continue;
 		}
 		act(&collector, batch, i, decide(worker, batch, i, &mask));

@@ -308,6 +308,10 @@ static void flood_to(struct worker *worker, struct rx_queue *queue, struct flood
 	for (u32 i = 0; i < walk->n_connections; i++)
 		connection_count(worker->cache.table, &walk->connections[i], 1, packet->length);
 	if (walk->kind == VERDICT_DROP) {
+		struct capture *capture = LOAD_ACQUIRE(&out->capture);
+
+		if (unlikely(capture))
+			capture_frame(capture, packet, false, walk->reason);
 		output_drop(worker, &copy, out, walk->reason);
 		return;
 	}

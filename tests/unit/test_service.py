@@ -31,11 +31,12 @@ from vswitch.service import Service
 A, B = "52:54:00:00:00:0a", "52:54:00:00:00:0b"
 
 
-async def private_lab(service: Service, folder: Path) -> None:
-    """A private switch `lab` with two ports in VLAN 100; A's frames come from a capture file's port."""
+async def private_lab(service: Service, folder: Path, payload: bytes = b"") -> None:
+    """A private switch `lab` with two ports in VLAN 100; A's one frame comes from a capture file's port."""
     await service.create_switch(ROOT, Switch(name="lab", type="private"))
     frames = folder / "a.pcap"
-    frames.write_bytes(pcap(bytes(Ether(src=A, dst=B) / IP(src="10.0.0.1", dst="10.0.0.2") / ICMP())))
+    ping = IP(src="10.0.0.1", dst="10.0.0.2") / ICMP() / payload
+    frames.write_bytes(pcap(bytes(Ether(src=A, dst=B) / ping)))
     vlan = VlanAccess(vid=100)
     one = Port(name="lab/a", kind="pcap", mac=A, vlan=vlan, enabled=False, replay=str(frames))
     other = Port(name="lab/b", kind="pcap", mac=B, vlan=vlan, enabled=False, write=str(folder / "b.pcapng"))
@@ -331,6 +332,34 @@ def test_a_capture_shows_dropped_frames_with_their_reason(tmp_path: Path) -> Non
         await stream.aclose()
         assert b"dropped (acl_deny): an ACL rule denies it" in data
         await (await service.capture("lab/a", 65535)).aclose()  # it can be started again
+
+    with_engine(tmp_path, test)
+
+
+def test_a_capture_at_the_port_whose_rule_drops_shows_what_was_dropped(tmp_path: Path) -> None:
+    async def test(service: Service, engine: Engine) -> None:
+        await private_lab(service, tmp_path)
+        await service.add_rules(ROOT, "lab/b", [AclRule(direction="in", action="deny", weight=10)])
+        stream = await service.capture("lab/b", 65535)
+        data = await anext(stream)
+        await replay(service, engine)
+        data += await asyncio.wait_for(anext(stream), 10)
+        await stream.aclose()
+        assert b"dropped (acl_deny): an ACL rule denies it" in data
+
+    with_engine(tmp_path, test)
+
+
+def test_a_capture_shows_what_was_lost_before_any_rule_was_asked(tmp_path: Path) -> None:
+    async def test(service: Service, engine: Engine) -> None:
+        await private_lab(service, tmp_path, payload=bytes(100))
+        await service.set_port(ROOT, "lab/a", PortChange(mtu=68))
+        stream = await service.capture("lab/a", 65535)
+        data = await anext(stream)
+        await replay(service, engine)
+        data += await asyncio.wait_for(anext(stream), 10)
+        await stream.aclose()
+        assert b"dropped (mtu_exceeded)" in data
 
     with_engine(tmp_path, test)
 
