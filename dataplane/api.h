@@ -174,6 +174,7 @@ struct order_trace {
 	struct order order;
 	uint32_t port_id;	/* the frame comes in here */
 	uint32_t length;	/* bytes of the frame that follow */
+	uint32_t connected[2];	/* ports to a connection of which the frame is taken to belong; 0: none */
 };
 
 enum trace_kind {

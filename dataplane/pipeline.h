@@ -23,6 +23,7 @@ enum verdict_kind {
 struct trace {
 	struct trace_record *records;
 	u32 n, max;
+	u32 connected[2]; /* ports to a connection of which the frame is taken to belong */
 };
 
 /* A rule that makes a connection matched: done when the frame is accepted. */

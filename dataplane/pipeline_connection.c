@@ -31,6 +31,14 @@ static void rely_on(struct walk *walk, const struct connection_ref *ref)
 	walk->unkept = 1;
 }
 
+/* A trace may ask what becomes of an answer before there was a question. */
+static bool is_taken_for_known(const struct walk *walk, const struct port *port,
+			       const struct connection_frame *frame)
+{
+	return walk->trace && frame->kind != FRAME_UNTRACKED &&
+	       (walk->trace->connected[0] == port->id || walk->trace->connected[1] == port->id);
+}
+
 bool pipeline_connection_known(struct walk *walk, const struct port *port)
 {
 	struct connection_table *table = &walk->dataplane->connections;
@@ -39,7 +47,8 @@ bool pipeline_connection_known(struct walk *walk, const struct port *port)
 	bool known;
 
 	connection_frame_read(&frame, &walk->key, walk->packet, port->id);
-	known = connection_find(table, &frame, walk->now_ns, &ref);
+	known = connection_find(table, &frame, walk->now_ns, &ref) ||
+		is_taken_for_known(walk, port, &frame);
 	walk->unkept |= !frame.cacheable;
 	/* An error is about the connection, it does not keep it alive. */
 	if (known && !walk->trace && frame.kind != FRAME_ERROR) {

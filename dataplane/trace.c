@@ -101,6 +101,7 @@ int64_t control_trace(struct dataplane *dataplane, const struct order_trace *ord
 		return -ENOENT;
 	if (order->length > available)
 		return -EINVAL;
+	memcpy(trace.connected, order->connected, sizeof(trace.connected));
 	if (trace.max < 64)
 		return -E2BIG;
 	if (trace.max > TRACE_MAX)

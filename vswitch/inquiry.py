@@ -77,8 +77,23 @@ async def _count(source: Source, row: PortRow) -> Counted:
     return Counted(source.port_stats(row.port.name), rules)
 
 
-async def _walk(source: Source, probe: Probe) -> Walk:
-    trace = await source.trace(probe.sender, TraceRequest(frame=probe.frame, format="text"))
+def _connected(question: Trace) -> tuple[str, ...]:
+    """The ports that would know the answer to this, because a stateful rule of theirs accepts it."""
+    steps = (step for step in question.steps if step.connection in ("known", "new"))
+    return tuple(dict.fromkeys(step.port for step in steps if step.port is not None))[:2]
+
+
+async def _walks(source: Source, asked: Sequence[Probe]) -> list[Walk]:
+    walks: list[Walk] = []
+    for probe in asked:
+        is_answer = probe.way == "back" and bool(walks) and walks[-1].way == "there"
+        walks.append(await _walk(source, probe, _connected(walks[-1].trace) if is_answer else ()))
+    return walks
+
+
+async def _walk(source: Source, probe: Probe, connected: tuple[str, ...]) -> Walk:
+    request = TraceRequest(frame=probe.frame, format="text", connected=connected)
+    trace = await source.trace(probe.sender, request)
     return Walk(
         way=probe.way,
         what=probe.what,
@@ -98,7 +113,7 @@ async def ask(source: Source, question: Question) -> Why:
     infos = [await source.port(row.port.name) for row in rows]
     on_one_switch = rows[0].port.switch is not None and rows[0].port.switch == rows[1].port.switch
     asked = list(probes(question, rows[0].port, rows[1].port)) if on_one_switch else []
-    walks = [await _walk(source, probe) for probe in asked]
+    walks = await _walks(source, asked)
     await asyncio.sleep(question.seconds)
     after = [await _count(source, row) for row in rows]
     vms = [source.vm(row.port.owner) if row.port.owner in state.vms else None for row in rows]

@@ -436,10 +436,15 @@ class FdbEntry(Model):
 
 
 class TraceRequest(Model):
-    """A frame that is asked about: scapy-like text, hex digits, or a pcap file in base64."""
+    """A frame that is asked about: scapy-like text, hex digits, or a pcap file in base64.
+
+    `connected`: ports, at most two, to a connection of which the frame is taken to belong: an answer before
+    there was a question.
+    """
 
     frame: Annotated[str, Field(max_length=1 << 20)]
     format: Literal["text", "hex", "pcap", "auto"] = "auto"
+    connected: Annotated[Sequence[PortName], Field(max_length=2), AfterValidator(tuple)] = ()
 
 
 class TraceStep(Model):
@@ -454,6 +459,7 @@ class TraceStep(Model):
         rule: The number of the ACL rule, when one decided.
         reason: The drop reason's name.
         vid: output: the tag that the frame would carry; None: none.
+        connection: connection: none that it belongs to, one that is known, or a new one that it would make.
     """
 
     kind: Literal["key", "entry", "connection", "learn", "fdb", "flood", "output", "drop"]
@@ -466,6 +472,7 @@ class TraceStep(Model):
     rule: int | None = None
     reason: str | None = None
     vid: int | None = None
+    connection: Literal["none", "known", "new"] | None = None
 
 
 class Trace(Model):

@@ -257,10 +257,13 @@ class TraceFrame(Order):
     kind: ClassVar[int] = 14
     port_id: int
     frame: bytes = field(repr=False)
+    # Ports, at most two, to a connection of which the frame is taken to belong.
+    connected: tuple[int, ...] = ()
 
     def fields(self) -> bytes:
         """See Order."""
-        return struct.pack("=II", self.port_id, len(self.frame)) + self.frame
+        connected = (*self.connected, 0, 0)[:2]
+        return struct.pack("=IIII", self.port_id, len(self.frame), *connected) + self.frame
 
 
 @dataclass(frozen=True)

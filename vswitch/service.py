@@ -517,7 +517,8 @@ class Service:
         """A frame's way."""
         row = wanted.port_row(self.state, port)
         frame = parse_frame(request, row.port.mac or "")
-        answer = await self._applier.transport.order(orders.TraceFrame(row.id, frame))
+        connected = tuple(wanted.port_row(self.state, name).id for name in request.connected)
+        answer = await self._applier.transport.order(orders.TraceFrame(row.id, frame, connected))
         ports = {other.id: other for other in self.state.ports.values()}
         return trace.describe(port, frame, orders.parse_trace(answer), ports)
 

@@ -4,6 +4,7 @@ Pure. Numbers that have no name here (a port that went meanwhile) are shown as n
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 from controller.entry import rule_of
 from controller.explain import explain
@@ -14,10 +15,10 @@ from vswitch.wanted import PortRow
 from vswitch.words import PROTOCOLS
 
 _PIPELINES = {orders.FROM_PORT: "from VM", orders.TO_PORT: "to VM"}
-_CONNECTIONS = (
-    "it belongs to no connection of {port}",
-    "it belongs to a connection of {port}, so no rule is asked",
-    "it would make a connection of {port}",
+_CONNECTIONS: tuple[tuple[Literal["none", "known", "new"], str], ...] = (
+    ("none", "it belongs to no connection of {port}"),
+    ("known", "it belongs to a connection of {port}, so no rule is asked"),
+    ("new", "it would make a connection of {port}"),
 )
 _FLOODS = ("broadcast", "multicast", "unknown unicast")
 _ETHERTYPES = {
@@ -70,8 +71,9 @@ class Tracer:
             tag = f" with the tag of VLAN {vid}" if vid is not None else " untagged"
             return TraceStep(kind="output", text=f"it leaves at {port}{tag}", port=port, vid=vid)
         if record.kind == 8:
-            text = _CONNECTIONS[record.value].format(port=port)
-            return TraceStep(kind="connection", text=text, port=port)
+            connection, text = _CONNECTIONS[record.value]
+            text = text.format(port=port)
+            return TraceStep(kind="connection", text=text, port=port, connection=connection)
         name, sentence, way_out = reason(record.value)
         text = f"it is dropped at {port} because {sentence} ({name})"
         if way_out:

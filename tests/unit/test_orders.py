@@ -49,7 +49,7 @@ ORDERS: list[tuple[orders.Order, str, str, dict[str, object]]] = [
     (orders.FdbDelete(3, 9, 100, b"abcdef"), "ORDER_FDB_DELETE", "order_fdb", {"vid": 100, "mac": b"abcdef"}),
     (orders.FdbFlush(3, 9), "ORDER_FDB_FLUSH", "order_fdb", {"switch_id": 3, "port_id": 9, "vid": 0xFFFF}),
     (orders.FdbList(3), "ORDER_FDB_LIST", "order_fdb", {"switch_id": 3, "port_id": 0}),
-    (orders.TraceFrame(9, b""), "ORDER_TRACE", "order_trace", {"port_id": 9, "length": 0}),
+    (orders.TraceFrame(9, b"", (7,)), "ORDER_TRACE", "order_trace", {"port_id": 9, "length": 0}),
     (
         orders.CaptureStart(9, 128, 1 << 22),
         "ORDER_CAPTURE_START",

@@ -14,6 +14,7 @@ from tests.unit.control import ROOT, FakeDataplane, service_over, with_engine, w
 from vswitch import errors, orders
 from vswitch.capture import CapturedFrame, pcapng_header, pcapng_packet
 from vswitch.dataplane import Engine
+from vswitch.diagnosis import Question, Why
 from vswitch.model import (
     AclRule,
     FdbStatic,
@@ -254,6 +255,27 @@ def test_connections_are_listed_by_name_and_flushed(tmp_path: Path) -> None:
         assert await service.connections(None) == []
         with pytest.raises(errors.NotFoundError):
             await service.connections("lab/c")
+
+    with_engine(tmp_path, test)
+
+
+def test_why_knows_that_an_answer_needs_no_rule(tmp_path: Path) -> None:
+    async def test(service: Service, engine: Engine) -> None:
+        await private_lab(service, tmp_path)
+        await replay(service, engine)
+        deny = [AclRule(direction=way, action="deny", weight=1) for way in ("in", "out")]
+        allow = AclRule(direction="in", action="allow", weight=9, protocol="tcp", local_port="80")
+        await service.add_rules(ROOT, "lab/b", [*deny, allow.model_copy(update={"stateful": True})])
+        question = Question(a="lab/a", b="lab/b", protocol="tcp", port=80, seconds=0)
+
+        def denied(why: Why) -> list[tuple[str | None, str | None]]:
+            return [(cause.port, cause.way) for cause in why.causes if cause.reason == "acl_deny"]
+
+        assert denied(await service.why(question)) == []
+        await service.delete_rules(ROOT, "lab/b", lambda row: {rule.id for rule in row.rules})
+        await service.add_rules(ROOT, "lab/b", [*deny, allow])
+
+        assert denied(await service.why(question)) == [("lab/b", "back")]
 
     with_engine(tmp_path, test)
 
