@@ -216,26 +216,8 @@ def _other_switch(facts: Facts) -> Iterator[Cause]:
 
 def _pipeline(facts: Facts) -> Iterator[Cause]:
     for probe, walk in zip(facts.probes, facts.walks, strict=True):
-        if not walk.arrives and _connected_at(facts, probe, walk) is None:
+        if not walk.arrives:
             yield _stop(facts, probe, walk)
-
-
-def _connected_at(facts: Facts, probe: Probe, walk: Walk) -> Side | None:
-    """The port whose rules drop an answer, and would not: the question has made a connection there."""
-    drops = [step for step in walk.trace.steps if step.kind == "drop"]
-    if probe.way == "there" or probe.protocol is None or not drops or drops[-1].reason != "acl_deny":
-        return None
-    at = facts.side(drops[-1].port or "")
-    asked = {step.rule for step in facts.walks[0].trace.steps if step.port == at.name}
-    return at if any(row.id in asked and row.rule.stateful for row in at.row.rules) else None
-
-
-def _unwalked(facts: Facts) -> Side | None:
-    """The port of which it is not known what it does to answers: they pass B by a connection."""
-    for probe, walk in zip(facts.probes, facts.walks, strict=True):
-        if _connected_at(facts, probe, walk) is facts.b:
-            return facts.a
-    return None
 
 
 def _stop(facts: Facts, probe: Probe, walk: Walk) -> Cause:
@@ -478,15 +460,16 @@ def _full(side: Side, way: Way, seconds: str) -> Cause:
 
 
 def _denied(facts: Facts, side: Side) -> Iterator[Cause]:
-    """Rules that denied something meanwhile, and that the probes have not met: unknown addresses, answers."""
+    """Rules that name addresses, which the probes could not know, and that denied something meanwhile."""
     question = facts.question
-    unmet = not question.addresses_known or _unwalked(facts) is side
+    if question.addresses_known:
+        return
     for row in side.row.rules:
         rule = row.rule
         grown = side.after.rules.get(row.id, 0) - side.before.rules.get(row.id, 0)
-        names = rule.local_ip is not None or rule.remote_ip is not None or _unwalked(facts) is side
+        names = rule.local_ip is not None or rule.remote_ip is not None
         fits = rule.protocol_number in (None, question.protocol_number)
-        if rule.action == "deny" and grown > 0 and unmet and names and fits:
+        if rule.action == "deny" and grown > 0 and names and fits:
             yield Cause(
                 kind="acl",
                 port=side.name,
@@ -556,11 +539,6 @@ def judge(facts: Facts) -> Why:
     certain = any(cause.certain for cause in causes)
     if not facts.question.addresses_known and (rules := list(_naming_addresses(facts))):
         said.append(f"IP addresses are not known (--from-ip, --to-ip), and {', '.join(rules)} names some")
-    if (unwalked := _unwalked(facts)) is not None:
-        said.append(
-            f"answers pass {facts.b.name} by the connection that {facts.question.protocol} makes there; what "
-            f"{unwalked.name} does to them is seen in its counters only"
-        )
     silent = [s.name for s in (facts.a, facts.b) if s.after.stats.from_packets == s.before.stats.from_packets]
     if silent and facts.question.seconds and not certain:
         said.append(
