@@ -1,4 +1,5 @@
-/* Small words that every file of the data plane uses: integer types with byte order, reads of shared memory, time.
+/* Small words that every file of the data plane uses: integer types with byte order, reads of
+ * shared memory, time.
  *
  * Nothing here allocates, fails or knows of packets. Any thread.
  */
@@ -35,23 +36,51 @@ typedef u64 le64;
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 #define CONTAINER_OF(p, type, member) ((type *)((char *)(p) - offsetof(type, member)))
 
-/* Memory that somebody else may be writing: read exactly once into a local, then check the local. */
+/* Memory that somebody else may be writing: read exactly once into a local, then check the local.
+ */
 #define READ_ONCE(x) (*(const volatile __typeof__(x) *)&(x))
 #define WRITE_ONCE(x, v) (*(volatile __typeof__(x) *)&(x) = (v))
 #define LOAD_ACQUIRE(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define STORE_RELEASE(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
 #define FULL_BARRIER() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 
-ALWAYS_INLINE u16 be16_to_cpu(be16 v) { return __builtin_bswap16(v); }
-ALWAYS_INLINE u32 be32_to_cpu(be32 v) { return __builtin_bswap32(v); }
-ALWAYS_INLINE u64 be64_to_cpu(be64 v) { return __builtin_bswap64(v); }
-ALWAYS_INLINE be16 cpu_to_be16(u16 v) { return __builtin_bswap16(v); }
-ALWAYS_INLINE be32 cpu_to_be32(u32 v) { return __builtin_bswap32(v); }
-ALWAYS_INLINE be64 cpu_to_be64(u64 v) { return __builtin_bswap64(v); }
+ALWAYS_INLINE u16 be16_to_cpu(be16 v)
+{
+	return __builtin_bswap16(v);
+}
+ALWAYS_INLINE u32 be32_to_cpu(be32 v)
+{
+	return __builtin_bswap32(v);
+}
+ALWAYS_INLINE u64 be64_to_cpu(be64 v)
+{
+	return __builtin_bswap64(v);
+}
+ALWAYS_INLINE be16 cpu_to_be16(u16 v)
+{
+	return __builtin_bswap16(v);
+}
+ALWAYS_INLINE be32 cpu_to_be32(u32 v)
+{
+	return __builtin_bswap32(v);
+}
+ALWAYS_INLINE be64 cpu_to_be64(u64 v)
+{
+	return __builtin_bswap64(v);
+}
 
 /* Unaligned loads and stores. The caller has checked the bounds. */
-#define LOAD_UNALIGNED(type, p) ({ type v_; memcpy(&v_, (p), sizeof(v_)); v_; })
-#define STORE_UNALIGNED(type, p, v) ({ type v_ = (v); memcpy((p), &v_, sizeof(v_)); })
+#define LOAD_UNALIGNED(type, p)               \
+	({                                    \
+		type v_;                      \
+		memcpy(&v_, (p), sizeof(v_)); \
+		v_;                           \
+	})
+#define STORE_UNALIGNED(type, p, v)           \
+	({                                    \
+		type v_ = (v);                \
+		memcpy((p), &v_, sizeof(v_)); \
+	})
 
 /* Keeps a guest's number below its bound under speculation too: 0 when `index` is not below `size`.
  * Both below 2^63. (The same arithmetic as Linux's array_index_nospec.) */

@@ -1,7 +1,10 @@
-/* The orders: what vswitchd (or a test, in the same process) asks for, carried out one by one on the control thread.
+/* The orders: what vswitchd (or a test, in the same process) asks for, carried out one by one on
+ * the control thread.
  *
- * Orders come from vswitchd, which is trusted to mean well but not to be without mistakes: lengths, numbers and references are checked.
- * A function either does all of what its order says or returns -errno and leaves nothing half-done. It never touches a frame, except in a trace, whose frame is its own.
+ * Orders come from vswitchd, which is trusted to mean well but not to be without mistakes: lengths,
+ * numbers and references are checked. A function either does all of what its order says or returns
+ * -errno and leaves nothing half-done. It never touches a frame, except in a trace, whose frame is
+ * its own.
  */
 #include <stdlib.h>
 #include <unistd.h>
@@ -31,7 +34,6 @@ static void fill_state(struct port *port, struct port_state *state)
 }
 
 /* ---- rules ---- */
-
 
 static void flush_counters(void *context)
 {
@@ -77,8 +79,10 @@ static bool looks_up_connections(struct flow_entry *entry, void *found)
 	return !*(bool *)found;
 }
 
-/* Publishes masks that fit the tables as they are, when they differ. `fresh`: memory for them, taken over. */
-static void publish_masks(struct dataplane *dataplane, struct policy *policy, struct policy_masks *fresh)
+/* Publishes masks that fit the tables as they are, when they differ. `fresh`: memory for them,
+ * taken over. */
+static void publish_masks(struct dataplane *dataplane, struct policy *policy,
+			  struct policy_masks *fresh)
 {
 	struct policy_masks *old = policy->masks;
 
@@ -104,29 +108,29 @@ static void reclaim_policy(struct dataplane *dataplane, struct policy *policy)
 	for (u32 direction = 0; direction < 2; direction++)
 		for (u32 i = 0; i < POLICY_TABLES; i++)
 			if (policy->tables[direction][i])
-				flow_table_reclaim(policy->tables[direction][i], policy->version, grace, dataplane,
-						   free_entry);
+				flow_table_reclaim(policy->tables[direction][i], policy->version,
+						   grace, dataplane, free_entry);
 	policy->changed = false;
 	if (policy->connections) {
 		policy->connections = false;
 		for (u32 direction = 0; direction < 2; direction++)
 			for (u32 i = 0; i < POLICY_TABLES && !policy->connections; i++)
 				if (policy->tables[direction][i])
-					flow_table_each(policy->tables[direction][i], looks_up_connections,
-							&policy->connections);
+					flow_table_each(policy->tables[direction][i],
+							looks_up_connections, &policy->connections);
 	}
 	publish_masks(dataplane, policy, fresh);
 }
 
-static int openflow(struct dataplane *dataplane, const struct order_openflow *order, u8 *reply, u32 reply_size,
-		    u32 *reply_length)
+static int openflow(struct dataplane *dataplane, const struct order_openflow *order, u8 *reply,
+		    u32 reply_size, u32 *reply_length)
 {
 	const u8 *messages = (const u8 *)(order + 1);
 	u32 length = order->order.length - (u32)sizeof(*order);
-	struct openflow_target target = { .n_tables = POLICY_TABLES,
-					  .entries_max = POLICY_ENTRIES_MAX,
-					  .flush = flush_counters,
-					  .context = dataplane };
+	struct openflow_target target = {.n_tables = POLICY_TABLES,
+					 .entries_max = POLICY_ENTRIES_MAX,
+					 .flush = flush_counters,
+					 .context = dataplane};
 	struct policy_masks *fresh;
 	struct port *port;
 	u64 before;
@@ -155,11 +159,13 @@ static int openflow(struct dataplane *dataplane, const struct order_openflow *or
 		free(fresh);
 		return error;
 	}
-	/* Wider masks before the entries that need them can be seen (struct policy). They only shrink in reclaim_policy(). */
+	/* Wider masks before the entries that need them can be seen (struct policy). They only
+	 * shrink in reclaim_policy(). */
 	publish_masks(dataplane, port->policy, fresh);
 	STORE_RELEASE(&port->policy->version, target.version);
 	port->policy->changed = true;
-	/* Answered only when no worker uses the old version: what is sent after the answer meets the new rules. */
+	/* Answered only when no worker uses the old version: what is sent after the answer meets
+	 * the new rules. */
 	rcu_synchronize(dataplane);
 	pipeline_connections_ask_again(port);
 	return 0;
@@ -181,7 +187,8 @@ static void list_entry(const struct fdb_entry *entry, void *context)
 	u16 vid = (u16)entry->key;
 	struct fdb_record *record;
 
-	if ((filter->port_id && filter->port_id != entry->port) || (filter->vid != FDB_VID_ANY && filter->vid != vid))
+	if ((filter->port_id && filter->port_id != entry->port) ||
+	    (filter->vid != FDB_VID_ANY && filter->vid != vid))
 		return;
 	listing->wanted++;
 	if (listing->n == listing->max)
@@ -197,12 +204,14 @@ static void list_entry(const struct fdb_entry *entry, void *context)
 		record->idle_s = (u32)((listing->now_ns - entry->seen_ns) / 1000000000u);
 }
 
-static int64_t fdb_list(struct virtual_switch *sw, const struct order_fdb *order, struct answer *answer, u32 size, u64 now)
+static int64_t fdb_list(struct virtual_switch *sw, const struct order_fdb *order,
+			struct answer *answer, u32 size, u64 now)
 {
-	struct fdb_listing listing = { .records = (struct fdb_record *)(answer + 1),
-				       .max = (size - (u32)sizeof(*answer)) / (u32)sizeof(struct fdb_record),
-				       .now_ns = now,
-				       .filter = order };
+	struct fdb_listing listing = {.records = (struct fdb_record *)(answer + 1),
+				      .max = (size - (u32)sizeof(*answer)) /
+					     (u32)sizeof(struct fdb_record),
+				      .now_ns = now,
+				      .filter = order};
 
 	fdb_each(sw->fdb, list_entry, &listing);
 	if (listing.wanted > listing.n)
@@ -211,9 +220,11 @@ static int64_t fdb_list(struct virtual_switch *sw, const struct order_fdb *order
 	return (int64_t)(listing.n * sizeof(struct fdb_record));
 }
 
-static int fdb_change(struct dataplane *dataplane, struct virtual_switch *sw, const struct order_fdb *order)
+static int fdb_change(struct dataplane *dataplane, struct virtual_switch *sw,
+		      const struct order_fdb *order)
 {
-	struct fdb_filter filter = { .port = order->port_id, .vid = order->vid, .before_ns = UINT64_MAX };
+	struct fdb_filter filter = {
+		.port = order->port_id, .vid = order->vid, .before_ns = UINT64_MAX};
 	struct port *port;
 
 	switch (order->order.type) {
@@ -234,7 +245,8 @@ static int fdb_change(struct dataplane *dataplane, struct virtual_switch *sw, co
 
 /* ---- capture, workers, events ---- */
 
-static int capture_change(struct dataplane *dataplane, const struct order_capture *order, const int *fds, u32 n_fds)
+static int capture_change(struct dataplane *dataplane, const struct order_capture *order,
+			  const int *fds, u32 n_fds)
 {
 	struct port *port = dataplane_port(dataplane, order->port_id);
 	struct capture *fresh = NULL, *old;
@@ -295,7 +307,8 @@ void control_run_once(struct dataplane *dataplane, int timeout_ms)
 	for (u32 id = 1; id < PORTS_MAX; id++) {
 		struct port *port = dataplane->ports[id];
 
-		if (port && __atomic_exchange_n(&port->fault_pending, 0, __ATOMIC_ACQ_REL) && port->kind == PORT_VHOST)
+		if (port && __atomic_exchange_n(&port->fault_pending, 0, __ATOMIC_ACQ_REL) &&
+		    port->kind == PORT_VHOST)
 			port_vhost_stop(port);
 	}
 }
@@ -329,7 +342,7 @@ void control_housekeeping(struct timer *timer)
 
 	for (u32 id = 1; id < SWITCHES_MAX; id++) {
 		struct virtual_switch *sw = dataplane->switches[id];
-		struct fdb_filter filter = { .vid = FDB_VID_ANY };
+		struct fdb_filter filter = {.vid = FDB_VID_ANY};
 
 		if (!sw || !sw->ageing_s || now < sw->ageing_s * 1000000000ull)
 			continue;
@@ -349,7 +362,7 @@ void control_close(struct dataplane *dataplane)
 		if (dataplane->ports[id])
 			control_destroy_port(dataplane->ports[id]);
 	for (u32 id = 1; id < SWITCHES_MAX; id++) {
-		struct order_switch order = { .switch_id = id };
+		struct order_switch order = {.switch_id = id};
 
 		if (dataplane->switches[id])
 			control_switch_delete(dataplane, &order);
@@ -387,7 +400,8 @@ static bool takes_fds(u16 type)
 }
 
 /* Orders whose answer has more than struct answer. Returns the bytes added, or -errno. */
-static int64_t carry_out_query(struct dataplane *dataplane, const struct order *order, struct answer *answer, u32 size)
+static int64_t carry_out_query(struct dataplane *dataplane, const struct order *order,
+			       struct answer *answer, u32 size)
 {
 	u32 room = size - (u32)sizeof(*answer), length = 0;
 	u8 *more = (u8 *)(answer + 1);
@@ -417,27 +431,32 @@ static int64_t carry_out_query(struct dataplane *dataplane, const struct order *
 		fill_state(port, (struct port_state *)answer);
 		return sizeof(struct port_state) - sizeof(*answer);
 	case ORDER_OPENFLOW:
-		error = openflow(dataplane, (const struct order_openflow *)order, more, room, &length);
+		error = openflow(dataplane, (const struct order_openflow *)order, more, room,
+				 &length);
 		answer->error = error;
 		return error == -EINVAL || !error ? (int64_t)length : error;
 	case ORDER_FDB_LIST:
 		sw = control_switch(dataplane, ((const struct order_fdb *)order)->switch_id);
 		if (!sw)
 			return -ENOENT;
-		return fdb_list(sw, (const struct order_fdb *)order, answer, size, dataplane_now(dataplane));
+		return fdb_list(sw, (const struct order_fdb *)order, answer, size,
+				dataplane_now(dataplane));
 	case ORDER_TRACE:
 		return control_trace(dataplane, (const struct order_trace *)order, answer, size);
 	case ORDER_CONNECTION_LIST:
-		return control_connection_list(dataplane, (const struct order_connection *)order, answer, size);
+		return control_connection_list(dataplane, (const struct order_connection *)order,
+					       answer, size);
 	case ORDER_CONNECTION_FLUSH:
-		answer->count = control_connection_flush(dataplane, (const struct order_connection *)order);
+		answer->count =
+			control_connection_flush(dataplane, (const struct order_connection *)order);
 		return 0;
 	default:
 		return list_workers(dataplane, answer, size);
 	}
 }
 
-static int carry_out(struct dataplane *dataplane, const struct order *order, const int *fds, u32 n_fds)
+static int carry_out(struct dataplane *dataplane, const struct order *order, const int *fds,
+		     u32 n_fds)
 {
 	struct virtual_switch *sw;
 
@@ -449,7 +468,8 @@ static int carry_out(struct dataplane *dataplane, const struct order *order, con
 	case ORDER_SWITCH_DELETE:
 		return control_switch_delete(dataplane, (const struct order_switch *)order);
 	case ORDER_PORT_ADD:
-		return control_port_add(dataplane, (const struct order_port_add *)order, fds, n_fds);
+		return control_port_add(dataplane, (const struct order_port_add *)order, fds,
+					n_fds);
 	case ORDER_PORT_SET:
 		return control_port_set(dataplane, (const struct order_port_set *)order);
 	case ORDER_PORT_DELETE:
@@ -470,13 +490,13 @@ static int carry_out(struct dataplane *dataplane, const struct order *order, con
 
 static bool is_query(u16 type)
 {
-	return type == ORDER_HELLO || type == ORDER_PORT_STATE || type == ORDER_OPENFLOW || type == ORDER_FDB_LIST ||
-	       type == ORDER_TRACE || type == ORDER_WORKERS || type == ORDER_CONNECTION_LIST ||
-	       type == ORDER_CONNECTION_FLUSH;
+	return type == ORDER_HELLO || type == ORDER_PORT_STATE || type == ORDER_OPENFLOW ||
+	       type == ORDER_FDB_LIST || type == ORDER_TRACE || type == ORDER_WORKERS ||
+	       type == ORDER_CONNECTION_LIST || type == ORDER_CONNECTION_FLUSH;
 }
 
-int64_t control_order(struct dataplane *dataplane, const struct order *order, const int *fds, u32 n_fds, u8 *memory,
-		      u32 answer_size)
+int64_t control_order(struct dataplane *dataplane, const struct order *order, const int *fds,
+		      u32 n_fds, u8 *memory, u32 answer_size)
 {
 	struct answer *answer = (struct answer *)memory;
 	int64_t more = 0;
@@ -485,8 +505,8 @@ int64_t control_order(struct dataplane *dataplane, const struct order *order, co
 	answer->type = order->type;
 	answer->id = order->id;
 	answer->length = sizeof(*answer);
-	if (!order->type || order->type >= ARRAY_SIZE(least_length) || order->length < least_length[order->type] ||
-	    (n_fds && !takes_fds(order->type))) {
+	if (!order->type || order->type >= ARRAY_SIZE(least_length) ||
+	    order->length < least_length[order->type] || (n_fds && !takes_fds(order->type))) {
 		for (u32 i = 0; i < n_fds; i++)
 			close(fds[i]);
 		answer->error = -EINVAL;

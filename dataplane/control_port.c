@@ -83,7 +83,8 @@ int control_switch_delete(struct dataplane *dataplane, const struct order_switch
 }
 
 /* The list with `add` put in and `remove` taken out, sorted by id; NULL when there is no memory. */
-static struct port_list *changed_list(const struct port_list *list, struct port *add, const struct port *remove)
+static struct port_list *changed_list(const struct port_list *list, struct port *add,
+				      const struct port *remove)
 {
 	struct port_list *copy = malloc(sizeof(*copy) + (list->n + 1) * sizeof(copy->ports[0]));
 
@@ -103,11 +104,13 @@ static struct port_list *changed_list(const struct port_list *list, struct port 
 	return copy;
 }
 
-/* Takes the port out of its switch: floods, FDB. The caller calls config_changed() and frees the list it gets. */
+/* Takes the port out of its switch: floods, FDB. The caller calls config_changed() and frees the
+ * list it gets. */
 static int leave_switch(struct port *port, struct port_list **old)
 {
 	struct virtual_switch *sw = control_switch(port->dataplane, port->switch_id);
-	struct fdb_filter filter = { .port = port->id, .vid = FDB_VID_ANY, .statics = true, .before_ns = UINT64_MAX };
+	struct fdb_filter filter = {
+		.port = port->id, .vid = FDB_VID_ANY, .statics = true, .before_ns = UINT64_MAX};
 	struct port_list *list;
 
 	*old = NULL;
@@ -186,7 +189,8 @@ static void close_port(struct port *port)
 		capture_close(capture);
 }
 
-int control_port_add(struct dataplane *dataplane, const struct order_port_add *order, const int *fds, u32 n_fds)
+int control_port_add(struct dataplane *dataplane, const struct order_port_add *order,
+		     const int *fds, u32 n_fds)
 {
 	port_open *open = opener(order->kind);
 	struct port *port = NULL;
@@ -284,7 +288,8 @@ int control_port_set(struct dataplane *dataplane, const struct order_port_set *o
 	memcpy(port->mac, order->mac, 6);
 	port->flags = order->flags;
 	port->mtu = order->mtu;
-	WRITE_ONCE(port->connection_limit, order->connection_limit ? order->connection_limit : CONNECTION_LIMIT);
+	WRITE_ONCE(port->connection_limit,
+		   order->connection_limit ? order->connection_limit : CONNECTION_LIMIT);
 	set_storm_rate(port, order->storm_limit);
 	config_changed(dataplane);
 	/* On another switch, the same addresses are others. */

@@ -1,4 +1,5 @@
-/* The engine as a whole: made, stepped, started, stopped; in this process or, through main.c, in one of its own.
+/* The engine as a whole: made, stepped, started, stopped; in this process or, through main.c, in
+ * one of its own.
  *
  * Control thread, but for dataplane_port(), port_fault() and port_count_drop(), which workers call.
  */
@@ -26,12 +27,14 @@ struct dataplane *dataplane_new(const struct dataplane_config *config)
 	dataplane->stepped = true;
 	dataplane->counters = config->counters;
 	if (!dataplane->counters) {
-		dataplane->counters = calloc((size_t)PORTS_MAX * WORKERS_MAX, sizeof(*dataplane->counters));
+		dataplane->counters =
+			calloc((size_t)PORTS_MAX * WORKERS_MAX, sizeof(*dataplane->counters));
 		dataplane->own_counters = true;
 	}
 	if (!dataplane->counters || loop_open(dataplane))
 		goto fail;
-	if (connection_table_open(&dataplane->connections, config->connections ? config->connections : CONNECTIONS))
+	if (connection_table_open(&dataplane->connections,
+				  config->connections ? config->connections : CONNECTIONS))
 		goto fail;
 	for (u32 i = 0; i < config->workers; i++) {
 		if (worker_open(dataplane, i, config->cpus[i],
@@ -106,8 +109,8 @@ uint32_t dataplane_step(struct dataplane *dataplane, int timeout_ms)
 	return total;
 }
 
-int64_t dataplane_order(struct dataplane *dataplane, const void *order, uint32_t length, const int *fds, uint32_t n_fds,
-			void *answer, uint32_t answer_size)
+int64_t dataplane_order(struct dataplane *dataplane, const void *order, uint32_t length,
+			const int *fds, uint32_t n_fds, void *answer, uint32_t answer_size)
 {
 	struct order header;
 
@@ -155,7 +158,8 @@ void port_fault(struct port *port, enum port_fault why)
 {
 	u32 none = FAULT_NONE;
 
-	if (!__atomic_compare_exchange_n(&port->fault, &none, (u32)why, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+	if (!__atomic_compare_exchange_n(&port->fault, &none, (u32)why, false, __ATOMIC_ACQ_REL,
+					 __ATOMIC_ACQUIRE))
 		return;
 	WRITE_ONCE(port->fault_pending, 1);
 	port_set_link(port, false);

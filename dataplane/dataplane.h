@@ -1,7 +1,8 @@
 /* The engine's own structures: what the control thread writes and the workers read.
  *
- * Who writes what: everything here is the control thread's, except what a comment gives to the workers. Workers reach it through
- * pointers that are published with STORE_RELEASE and taken back with rcu_synchronize().
+ * Who writes what: everything here is the control thread's, except what a comment gives to the
+ * workers. Workers reach it through pointers that are published with STORE_RELEASE and taken back
+ * with rcu_synchronize().
  */
 #ifndef VSWITCH_DATAPLANE_H
 #define VSWITCH_DATAPLANE_H
@@ -24,17 +25,21 @@ struct policy_masks {
 	struct flow_key from, to;
 };
 
-/* A port's rules. `version` is the one that workers look entries up in; both directions share it. */
+/* A port's rules. `version` is the one that workers look entries up in; both directions share it.
+ */
 struct policy {
-	struct flow_table *tables[2][POLICY_TABLES]; /* [OPENFLOW_FROM_PORT - 1], [OPENFLOW_TO_PORT - 1] */
-	struct policy_masks *masks;		     /* RCU; never lacks a field that an entry visible in `version` looks at */
+	struct flow_table *tables[2][POLICY_TABLES]; /* [OPENFLOW_FROM_PORT - 1], [OPENFLOW_TO_PORT
+							- 1] */
+	struct policy_masks *masks; /* RCU; never lacks a field that an entry visible in `version`
+				       looks at */
 	u64 version;
 	u32 entries[2]; /* live, by direction */
-	bool changed;	/* there may be hidden entries to free */
+	bool changed; /* there may be hidden entries to free */
 	bool connections; /* an entry looks connections up, or did: masks have what that needs */
 };
 
-/* A token bucket for what a port floods, shared by all workers that take from it (a port with several queues). */
+/* A token bucket for what a port floods, shared by all workers that take from it (a port with
+ * several queues). */
 struct storm_meter {
 	u64 rate; /* packets per second; 0: no limit */
 	u64 filled_ns;
@@ -59,12 +64,12 @@ struct worker;
 
 struct dataplane {
 	/* Read by workers. */
-	struct port *ports[PORTS_MAX];			/* RCU */
-	struct virtual_switch *switches[SWITCHES_MAX];	/* RCU */
-	u32 config_version;				/* bumped by every change of a port or switch: all cached answers go */
-	u64 epoch;					/* rcu_synchronize() */
-	u64 clock_offset;				/* tests move time */
-	struct port_counters *counters;			/* [port_id * WORKERS_MAX + worker] */
+	struct port *ports[PORTS_MAX]; /* RCU */
+	struct virtual_switch *switches[SWITCHES_MAX]; /* RCU */
+	u32 config_version; /* bumped by every change of a port or switch: all cached answers go */
+	u64 epoch; /* rcu_synchronize() */
+	u64 clock_offset; /* tests move time */
+	struct port_counters *counters; /* [port_id * WORKERS_MAX + worker] */
 	struct connection_table connections;
 	u32 n_workers;
 	bool stepped; /* no threads: turns are made by dataplane_step() */
@@ -91,21 +96,25 @@ static inline u64 dataplane_now(const struct dataplane *dataplane)
 /* The port with this id, or NULL. Any thread, inside its read section. */
 struct port *dataplane_port(struct dataplane *dataplane, u32 id);
 
-/* loop.c: hands out socket events and due timers, waiting at most `timeout_ms` (-1: until something happens). */
+/* loop.c: hands out socket events and due timers, waiting at most `timeout_ms` (-1: until something
+ * happens). */
 int loop_open(struct dataplane *dataplane);
 void loop_close(struct dataplane *dataplane);
 void loop_run_once(struct dataplane *dataplane, int timeout_ms);
 void loop_wake(struct dataplane *dataplane); /* any thread: makes loop_run_once() return */
 
 /* control.c */
-int64_t control_order(struct dataplane *dataplane, const struct order *order, const int *fds, u32 n_fds, u8 *answer,
-		      u32 answer_size);
+int64_t control_order(struct dataplane *dataplane, const struct order *order, const int *fds,
+		      u32 n_fds, u8 *answer, u32 answer_size);
 void control_housekeeping(struct timer *timer);
-void control_run_once(struct dataplane *dataplane, int timeout_ms); /* loop_run_once(), and the control thread's part of faults */
+void control_run_once(struct dataplane *dataplane, int timeout_ms); /* loop_run_once(), and the
+								       control thread's part of
+								       faults */
 void control_close(struct dataplane *dataplane);
 int64_t control_event(struct dataplane *dataplane, void *event, u32 size);
 
-/* port_pcap.c: connected is 0 when the replay is through; error when a file could not be read to its end or written */
+/* port_pcap.c: connected is 0 when the replay is through; error when a file could not be read to
+ * its end or written */
 void port_pcap_state(struct port *port, struct port_state *state);
 /* port_vhost.c: fills what only the session knows */
 void port_vhost_state(struct port *port, struct port_state *state);

@@ -5,13 +5,11 @@
 
 static const char *const names[] = {
 #define DROP_NAME(id, name, sentence) name,
-	DROP_REASONS(DROP_NAME)
-};
+	DROP_REASONS(DROP_NAME)};
 
 static const char *const sentences[] = {
 #define DROP_SENTENCE(id, name, sentence) sentence,
-	DROP_REASONS(DROP_SENTENCE)
-};
+	DROP_REASONS(DROP_SENTENCE)};
 
 const char *drop_reason_name(uint32_t reason)
 {

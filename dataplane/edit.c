@@ -1,4 +1,5 @@
-/* VLAN tags on and off: see edit.h. Works on header copies only, whose bounds the engine has set (at least 14 bytes, with PACKET_HEADROOM). */
+/* VLAN tags on and off: see edit.h. Works on header copies only, whose bounds the engine has set
+ * (at least 14 bytes, with PACKET_HEADROOM). */
 #include "edit.h"
 
 #include "offload.h"
@@ -8,8 +9,9 @@
 
 void edit_push(struct edit *edit, struct flow_key *key, u16 tpid)
 {
-	/* A tag on top of a tag of ours cannot be said in one edit; tables that ask for it are refused when they are made (openflow.c
-	 * has no push behind a push in policy tables). The second push replaces the first. */
+	/* A tag on top of a tag of ours cannot be said in one edit; tables that ask for it are
+	 * refused when they are made (openflow.c has no push behind a push in policy tables). The
+	 * second push replaces the first. */
 	if (edit->set) {
 		/* What was to be set in the arrived tag: it stays as the inner tag, unchanged. */
 		edit->set = 0;
@@ -27,7 +29,8 @@ void edit_pop(struct edit *edit, struct flow_key *key)
 	else if (key->vlan_tci)
 		edit->pop = 1;
 	edit->set = 0;
-	/* An inner tag, if there is one, is payload here: its EtherType stays in the key, so tables can tell. */
+	/* An inner tag, if there is one, is payload here: its EtherType stays in the key, so tables
+	 * can tell. */
 	key->vlan_tci = 0;
 }
 

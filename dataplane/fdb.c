@@ -43,7 +43,8 @@ struct fdb *fdb_new(u32 size)
 
 	if (!fdb)
 		return NULL;
-	/* Half full at most: with two choices of eight, an address finds no room only when somebody picks addresses to that end. */
+	/* Half full at most: with two choices of eight, an address finds no room only when somebody
+	 * picks addresses to that end. */
 	while (buckets * BUCKET < size * 2)
 		buckets *= 2;
 	fdb->size = size;
@@ -110,7 +111,8 @@ static u32 find(const struct fdb *fdb, u64 key)
 		if (__atomic_load_n(&fdb->entries[first * BUCKET + i].key, __ATOMIC_RELAXED) == key)
 			return first * BUCKET + i;
 	for (u32 i = 0; i < BUCKET; i++)
-		if (__atomic_load_n(&fdb->entries[second * BUCKET + i].key, __ATOMIC_RELAXED) == key)
+		if (__atomic_load_n(&fdb->entries[second * BUCKET + i].key, __ATOMIC_RELAXED) ==
+		    key)
 			return second * BUCKET + i;
 	return FDB_NONE;
 }
@@ -144,10 +146,11 @@ static bool read_entry(const struct fdb *fdb, u32 number, u64 key, u32 *port, u3
 
 u32 fdb_lookup(const struct fdb *fdb, u16 vid, const u8 *mac, u32 *port, u32 *version)
 {
-	u64 keys[2] = { make_key(vid, mac), make_key(FDB_VID_ANY, mac) };
+	u64 keys[2] = {make_key(vid, mac), make_key(FDB_VID_ANY, mac)};
 
 	for (u32 i = 0; i < 2; i++) {
-		/* A change between find and read is rare: one more try, then "not known", which is only a flood. */
+		/* A change between find and read is rare: one more try, then "not known", which is
+		 * only a flood. */
 		for (u32 attempt = 0; attempt < 2; attempt++) {
 			u32 number = find(fdb, keys[i]);
 
@@ -177,7 +180,8 @@ u32 fdb_port_count(const struct fdb *fdb, u32 port)
 
 static void count_add(struct fdb *fdb, u32 port, int n)
 {
-	__atomic_store_n(&fdb->port_counts[port], fdb->port_counts[port] + (u32)n, __ATOMIC_RELAXED);
+	__atomic_store_n(&fdb->port_counts[port], fdb->port_counts[port] + (u32)n,
+			 __ATOMIC_RELAXED);
 }
 
 u32 fdb_learn(struct fdb *fdb, const struct fdb_learn *what, u32 *version)
@@ -270,7 +274,8 @@ int fdb_add_static(struct fdb *fdb, u16 vid, const u8 *mac, u32 port)
 			for (u32 j = 0; j < BUCKET; j++) {
 				struct fdb_entry *other = &fdb->entries[i * BUCKET + j];
 
-				if (other->key >> 16 == key >> 16 && other->key && !other->is_static)
+				if (other->key >> 16 == key >> 16 && other->key &&
+				    !other->is_static)
 					remove_entry(fdb, other);
 			}
 	}
@@ -299,7 +304,8 @@ u32 fdb_flush(struct fdb *fdb, const struct fdb_filter *filter)
 	u32 removed = 0;
 
 	for (u32 bucket = 0; bucket <= fdb->mask; bucket++) {
-		/* The lock is given back after each bucket: a worker that learns waits for eight entries at most. */
+		/* The lock is given back after each bucket: a worker that learns waits for eight
+		 * entries at most. */
 		lock_wait(fdb);
 		for (u32 i = 0; i < BUCKET; i++) {
 			struct fdb_entry *entry = &fdb->entries[bucket * BUCKET + i];
@@ -310,7 +316,8 @@ u32 fdb_flush(struct fdb *fdb, const struct fdb_filter *filter)
 				continue;
 			if (filter->vid != FDB_VID_ANY && (u16)entry->key != filter->vid)
 				continue;
-			if (!entry->is_static && __atomic_load_n(&entry->seen_ns, __ATOMIC_RELAXED) >= filter->before_ns)
+			if (!entry->is_static &&
+			    __atomic_load_n(&entry->seen_ns, __ATOMIC_RELAXED) >= filter->before_ns)
 				continue;
 			remove_entry(fdb, entry);
 			removed++;
@@ -323,7 +330,7 @@ u32 fdb_flush(struct fdb *fdb, const struct fdb_filter *filter)
 void fdb_each(struct fdb *fdb, void (*each)(const struct fdb_entry *, void *), void *context)
 {
 	for (u32 i = 0; i < (fdb->mask + 1) * BUCKET; i++) {
-		struct fdb_entry copy = { 0 };
+		struct fdb_entry copy = {0};
 		u64 key = __atomic_load_n(&fdb->entries[i].key, __ATOMIC_RELAXED);
 
 		if (!key || !read_entry(fdb, i, key, &copy.port, &copy.version))

@@ -1,4 +1,5 @@
-/* The flow cache: see flow_cache.h. Memory is taken once; an eviction is two stores and the counts of one entry. */
+/* The flow cache: see flow_cache.h. Memory is taken once; an eviction is two stores and the counts
+ * of one entry. */
 #include "flow_cache.h"
 
 #include <immintrin.h>
@@ -88,8 +89,8 @@ static void bring_counts(struct flow_cache *cache, u32 index)
 	}
 	if (entry->flags & CACHE_CONNECTION)
 		for (u32 i = 0; i < cache->connections[index].n; i++)
-			connection_count(cache->table, &cache->connections[index].refs[i], entry->packets,
-					 entry->bytes);
+			connection_count(cache->table, &cache->connections[index].refs[i],
+					 entry->packets, entry->bytes);
 	entry->packets = 0;
 	entry->bytes = 0;
 }
@@ -109,7 +110,8 @@ static u32 match_signatures(const struct cache_bucket *bucket, u32 hash)
 {
 	__m256i equal = _mm256_cmpeq_epi32(_mm256_load_si256((const __m256i *)bucket->signature),
 					   _mm256_set1_epi32((int)hash));
-	__m256i free = _mm256_cmpeq_epi32(_mm256_load_si256((const __m256i *)bucket->index), _mm256_setzero_si256());
+	__m256i free = _mm256_cmpeq_epi32(_mm256_load_si256((const __m256i *)bucket->index),
+					  _mm256_setzero_si256());
 
 	return (u32)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_andnot_si256(free, equal)));
 }
@@ -122,15 +124,18 @@ u32 flow_cache_guess(const struct flow_cache *cache, u32 hash)
 	return matches ? bucket->index[__builtin_ctz(matches)] : 0;
 }
 
-struct cache_entry *flow_cache_find(const struct flow_cache *cache, const struct flow_key *key, u32 hash)
+struct cache_entry *flow_cache_find(const struct flow_cache *cache, const struct flow_key *key,
+				    u32 hash)
 {
-	u32 buckets[2] = { hash & cache->bucket_mask, flow_cache_second(cache, hash) };
+	u32 buckets[2] = {hash & cache->bucket_mask, flow_cache_second(cache, hash)};
 
 	for (u32 b = 0; b < 2; b++) {
 		const struct cache_bucket *bucket = &cache->buckets[buckets[b]];
 
-		for (u32 matches = match_signatures(bucket, hash); matches; matches &= matches - 1) {
-			struct cache_entry *entry = &cache->entries[bucket->index[__builtin_ctz(matches)]];
+		for (u32 matches = match_signatures(bucket, hash); matches;
+		     matches &= matches - 1) {
+			struct cache_entry *entry =
+				&cache->entries[bucket->index[__builtin_ctz(matches)]];
 
 			if (likely(flow_key_equal(&entry->key, key)))
 				return entry;
@@ -143,7 +148,7 @@ struct cache_entry *flow_cache_find(const struct flow_cache *cache, const struct
 static void forget_entry(struct flow_cache *cache, u32 index)
 {
 	u32 hash = cache->entries[index].hash;
-	u32 buckets[2] = { hash & cache->bucket_mask, flow_cache_second(cache, hash) };
+	u32 buckets[2] = {hash & cache->bucket_mask, flow_cache_second(cache, hash)};
 
 	bring_counts(cache, index);
 	for (u32 b = 0; b < 2; b++)
@@ -152,10 +157,11 @@ static void forget_entry(struct flow_cache *cache, u32 index)
 				cache->buckets[buckets[b]].index[i] = 0;
 }
 
-/* A free way in one of the key's buckets; when there is none, the one that the hand points at is emptied. */
+/* A free way in one of the key's buckets; when there is none, the one that the hand points at is
+ * emptied. */
 static u32 *take_way(struct flow_cache *cache, u32 hash, u32 **signature_at)
 {
-	u32 buckets[2] = { hash & cache->bucket_mask, flow_cache_second(cache, hash) };
+	u32 buckets[2] = {hash & cache->bucket_mask, flow_cache_second(cache, hash)};
 	struct cache_bucket *bucket;
 	u32 way;
 
@@ -190,8 +196,8 @@ static u32 take_entry(struct flow_cache *cache, u32 *way)
 	return cache->hand;
 }
 
-struct cache_entry *flow_cache_insert(struct flow_cache *cache, const struct flow_key *key, u32 hash,
-				      const struct walk *walk, u32 config_version)
+struct cache_entry *flow_cache_insert(struct flow_cache *cache, const struct flow_key *key,
+				      u32 hash, const struct walk *walk, u32 config_version)
 {
 	struct cache_entry *entry = flow_cache_find(cache, key, hash);
 	u32 index, *way, *signature;
@@ -220,7 +226,8 @@ struct cache_entry *flow_cache_insert(struct flow_cache *cache, const struct flo
 	entry->kind = walk->kind;
 	entry->reason = walk->reason;
 	entry->edit = walk->edit;
-	entry->flags = (walk->storm ? CACHE_STORM : 0) | (walk->relies_on_absence ? CACHE_GENERATION : 0);
+	entry->flags = (walk->storm ? CACHE_STORM : 0) |
+		       (walk->relies_on_absence ? CACHE_GENERATION : 0);
 	entry->generation = walk->relies_on_absence ? walk->generation : walk->source_version;
 	entry->n_entries = (u8)walk->n_entries;
 	if (walk->n_connections) {
@@ -230,6 +237,7 @@ struct cache_entry *flow_cache_insert(struct flow_cache *cache, const struct flo
 		connections->n = walk->n_connections;
 		memcpy(connections->refs, walk->connections, sizeof(connections->refs));
 	}
-	memcpy(cache->rules[index].entries, walk->entries, walk->n_entries * sizeof(walk->entries[0]));
+	memcpy(cache->rules[index].entries, walk->entries,
+	       walk->n_entries * sizeof(walk->entries[0]));
 	return entry;
 }

@@ -1,7 +1,8 @@
 /* A worker's own memory of answers: exact match on the masked key, two cache lines an entry.
  *
- * One worker reads and writes it; nobody else looks. Entries hold the versions of what they were derived from and are good while those match.
- * Their packet and byte counts belong to the rules that matched and are brought there when the entry goes or a flush is asked for.
+ * One worker reads and writes it; nobody else looks. Entries hold the versions of what they were
+ * derived from and are good while those match. Their packet and byte counts belong to the rules
+ * that matched and are brought there when the entry goes or a flush is asked for.
  */
 #ifndef VSWITCH_FLOW_CACHE_H
 #define VSWITCH_FLOW_CACHE_H
@@ -64,12 +65,14 @@ struct flow_cache {
 int flow_cache_open(struct flow_cache *cache, u32 entries);
 void flow_cache_close(struct flow_cache *cache);
 
-/* Brings all counts to the rules, and forgets which rules they were where `forget`: afterwards no entry refers to any rule and all are misses. */
+/* Brings all counts to the rules, and forgets which rules they were where `forget`: afterwards no
+ * entry refers to any rule and all are misses. */
 void flow_cache_flush(struct flow_cache *cache, bool forget);
 
-/* The walk's answer under this key; replaces what was there under it, evicts another when there is no room. Not for VERDICT_STAGE with trace. */
-struct cache_entry *flow_cache_insert(struct flow_cache *cache, const struct flow_key *key, u32 hash,
-				      const struct walk *walk, u32 config_version);
+/* The walk's answer under this key; replaces what was there under it, evicts another when there is
+ * no room. Not for VERDICT_STAGE with trace. */
+struct cache_entry *flow_cache_insert(struct flow_cache *cache, const struct flow_key *key,
+				      u32 hash, const struct walk *walk, u32 config_version);
 
 ALWAYS_INLINE void flow_cache_prefetch(const struct flow_cache *cache, u32 hash)
 {
@@ -85,6 +88,7 @@ ALWAYS_INLINE u32 flow_cache_second(const struct flow_cache *cache, u32 hash)
 u32 flow_cache_guess(const struct flow_cache *cache, u32 hash);
 
 /* The entry with this key, or NULL; stale ones too. */
-struct cache_entry *flow_cache_find(const struct flow_cache *cache, const struct flow_key *key, u32 hash);
+struct cache_entry *flow_cache_find(const struct flow_cache *cache, const struct flow_key *key,
+				    u32 hash);
 
 #endif

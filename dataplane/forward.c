@@ -1,7 +1,8 @@
 /* A batch's way from its ring to a decision for each frame.
  *
- * Worker thread. Frames are strangers': only the header copy made here is read. Steps: take descriptors, copy headers, parse, hash, probe the
- * cache, walk the pipeline on a miss, hand on to output.c. The loops are split so that each one's cache misses overlap.
+ * Worker thread. Frames are strangers': only the header copy made here is read. Steps: take
+ * descriptors, copy headers, parse, hash, probe the cache, walk the pipeline on a miss, hand on to
+ * output.c. The loops are split so that each one's cache misses overlap.
  */
 #include "capture.h"
 #include "guest_memory.h"
@@ -35,16 +36,20 @@ static void parse(struct worker *worker, struct batch *batch, u32 i, struct pack
 		copy_header(packet, packet->header_length, PACKET_HEADER_MAX);
 		parse_packet(packet, batch->in->id, key, true);
 	}
-	if (unlikely(packet->offload.flags | packet->offload.gso_type) && !offload_check(packet, key->ip_proto))
+	if (unlikely(packet->offload.flags | packet->offload.gso_type) &&
+	    !offload_check(packet, key->ip_proto))
 		packet->reason = DROP_BAD_OFFLOAD;
 	else if (unlikely(!mtu_fits(packet, batch->in->mtu)))
 		packet->reason = DROP_MTU_EXCEEDED;
 }
 
-/* What the answer relied on still is: a connection that lives, and lives on by this frame, or none in its place. */
-static NOINLINE bool connections_hold(struct worker *worker, const struct packet *packet, const struct cache_entry *entry)
+/* What the answer relied on still is: a connection that lives, and lives on by this frame, or none
+ * in its place. */
+static NOINLINE bool connections_hold(struct worker *worker, const struct packet *packet,
+				      const struct cache_entry *entry)
 {
-	struct cache_connections *connections = &worker->cache.connections[entry - worker->cache.entries];
+	struct cache_connections *connections =
+		&worker->cache.connections[entry - worker->cache.entries];
 	struct connection_table *table = worker->cache.table;
 	/* Answers that are kept are about TCP, or about protocols without flags. */
 	u8 tcp = entry->key.ip_proto == IP_TCP && packet->l4 ? packet->header[packet->l4 + 13] : 0;
@@ -63,7 +68,8 @@ static bool is_fresh(struct worker *worker, const struct batch *batch, const str
 {
 	struct fdb *fdb = batch->sw->fdb;
 
-	if (entry->config_version != batch->config_version || entry->from_version != (u32)batch->from_version)
+	if (entry->config_version != batch->config_version ||
+	    entry->from_version != (u32)batch->from_version)
 		return false;
 	if (entry->to_version) {
 		struct port *out = dataplane_port(worker->dataplane, entry->port);
@@ -89,7 +95,8 @@ static bool is_fresh(struct worker *worker, const struct batch *batch, const str
 		if (worker->now_ns - READ_ONCE(source->seen_ns) > SEEN_NS)
 			__atomic_store_n(&source->seen_ns, worker->now_ns, __ATOMIC_RELAXED);
 	}
-	return likely(!(entry->flags & CACHE_CONNECTION)) || connections_hold(worker, packet, entry);
+	return likely(!(entry->flags & CACHE_CONNECTION)) ||
+	       connections_hold(worker, packet, entry);
 }
 
 static void start_walk(struct worker *worker, const struct batch *batch, const struct flow_key *key,
@@ -107,8 +114,10 @@ static void start_walk(struct worker *worker, const struct batch *batch, const s
 	walk->from_version = batch->from_version;
 }
 
-/* The fields that the answer of this stage may depend on: what the port's rules look at and what the switch itself does. */
-static void stage_mask(const struct batch *batch, const struct policy_masks *out, struct flow_key *mask)
+/* The fields that the answer of this stage may depend on: what the port's rules look at and what
+ * the switch itself does. */
+static void stage_mask(const struct batch *batch, const struct policy_masks *out,
+		       struct flow_key *mask)
 {
 	memset(mask, 0, sizeof(*mask));
 	memset(mask->eth_dst, 0xff, 6);
@@ -142,9 +151,10 @@ static struct cache_entry *answer_once(struct worker *worker, u32 bytes)
 	return entry;
 }
 
-/* An answer that cannot be kept, because the rules changed under the walk or it is not about the key alone. */
-static struct cache_entry *answer_uncached(struct worker *worker, const struct batch *batch, const struct flow_key *key,
-					   const struct packet *packet)
+/* An answer that cannot be kept, because the rules changed under the walk or it is not about the
+ * key alone. */
+static struct cache_entry *answer_uncached(struct worker *worker, const struct batch *batch,
+					   const struct flow_key *key, const struct packet *packet)
 {
 	start_walk(worker, batch, key, packet);
 	pipeline_walk(&worker->walk, NULL);
@@ -153,7 +163,8 @@ static struct cache_entry *answer_uncached(struct worker *worker, const struct b
 
 /* Second stage: the destination's rules look at more fields than the sender's. */
 static NOINLINE struct cache_entry *second_stage(struct worker *worker, const struct batch *batch,
-						 const struct flow_key *key, u32 port, const struct packet *packet)
+						 const struct flow_key *key, u32 port,
+						 const struct packet *packet)
 {
 	struct port *out = dataplane_port(worker->dataplane, port);
 	struct flow_key mask, masked = *key;
@@ -162,7 +173,8 @@ static NOINLINE struct cache_entry *second_stage(struct worker *worker, const st
 
 	if (!out)
 		return answer_uncached(worker, batch, key, packet);
-	(void)LOAD_ACQUIRE(&out->policy->version); /* masks no older than any version that an entry can have */
+	(void)LOAD_ACQUIRE(&out->policy->version); /* masks no older than any version that an entry
+						      can have */
 	stage_mask(batch, LOAD_ACQUIRE(&out->policy->masks), &mask);
 	masked.stage = port + 1;
 	flow_key_apply(&masked, &masked, &mask);
@@ -175,7 +187,8 @@ static NOINLINE struct cache_entry *second_stage(struct worker *worker, const st
 			return answer_uncached(worker, batch, key, packet);
 		if (worker->walk.unkept)
 			return answer_once(worker, packet->length);
-		entry = flow_cache_insert(&worker->cache, &masked, hash, &worker->walk, batch->config_version);
+		entry = flow_cache_insert(&worker->cache, &masked, hash, &worker->walk,
+					  batch->config_version);
 	}
 	entry->packets++;
 	entry->bytes += packet->length;
@@ -196,15 +209,16 @@ static NOINLINE struct cache_entry *miss(struct worker *worker, const struct bat
 		return answer_once(worker, packet->length);
 	if (worker->walk.kind == VERDICT_STAGE)
 		worker->walk.n_entries = 0; /* the second stage counts for both */
-	return flow_cache_insert(&worker->cache, &worker->masked[i], worker->hashes[i], &worker->walk,
-				 batch->config_version);
+	return flow_cache_insert(&worker->cache, &worker->masked[i], worker->hashes[i],
+				 &worker->walk, batch->config_version);
 }
 
-static inline
-struct cache_entry *decide(struct worker *worker, const struct batch *batch, u32 i, const struct flow_key *mask)
+static inline struct cache_entry *decide(struct worker *worker, const struct batch *batch, u32 i,
+					 const struct flow_key *mask)
 {
 	struct packet *packet = &batch->queue->slots[(batch->first + i) & (RX_SLOTS - 1)];
-	struct cache_entry *entry = flow_cache_find(&worker->cache, &worker->masked[i], worker->hashes[i]);
+	struct cache_entry *entry =
+		flow_cache_find(&worker->cache, &worker->masked[i], worker->hashes[i]);
 
 	if (likely(entry && is_fresh(worker, batch, packet, entry)))
 		worker->cache.hits++;
@@ -217,7 +231,8 @@ struct cache_entry *decide(struct worker *worker, const struct batch *batch, u32
 	return entry;
 }
 
-/* A tenth of a second's worth may come at once. What is less than a token stays in `filled_ns`: nothing is lost by asking often. */
+/* A tenth of a second's worth may come at once. What is less than a token stays in `filled_ns`:
+ * nothing is lost by asking often. */
 static void storm_refill(struct storm_meter *meter, u64 rate, u64 now_ns)
 {
 	int64_t burst = (int64_t)(rate / 10 ? rate / 10 : 1);
@@ -243,8 +258,9 @@ static bool storm_allows(struct worker *worker, struct storm_meter *meter)
 
 	if (!rate)
 		return true;
-	/* Another queue of this port may be flooding at this very moment: it holds the lock for a few instructions. Should its
-	 * worker have lost its core just then, the frame is one too many. */
+	/* Another queue of this port may be flooding at this very moment: it holds the lock for a
+	 * few instructions. Should its worker have lost its core just then, the frame is one too
+	 * many. */
 	for (u32 i = 0; __atomic_exchange_n(&meter->lock, 1, __ATOMIC_ACQUIRE); i++) {
 		if (i == STORM_SPINS)
 			return false;
@@ -296,7 +312,8 @@ static void collect(struct collector *collector, struct port *out, struct packet
 	output->packets[output->n++] = packet;
 }
 
-static void act_unicast(struct collector *collector, struct packet *packet, const struct cache_entry *entry)
+static void act_unicast(struct collector *collector, struct packet *packet,
+			const struct cache_entry *entry)
 {
 	struct worker *worker = collector->worker;
 	struct port *out = dataplane_port(worker->dataplane, entry->port);
@@ -314,7 +331,8 @@ static void act_unicast(struct collector *collector, struct packet *packet, cons
 	collect(collector, out, packet);
 }
 
-static void act(struct collector *collector, const struct batch *batch, u32 i, const struct cache_entry *entry)
+static void act(struct collector *collector, const struct batch *batch, u32 i,
+		const struct cache_entry *entry)
 {
 	struct worker *worker = collector->worker;
 	struct packet *packet = &batch->queue->slots[(batch->first + i) & (RX_SLOTS - 1)];
@@ -323,7 +341,9 @@ static void act(struct collector *collector, const struct batch *batch, u32 i, c
 
 	if (unlikely(capture))
 		capture_frame(capture, packet, true,
-			      storm ? DROP_STORM_LIMIT : entry->kind == VERDICT_DROP ? entry->reason : 0);
+			      storm			  ? DROP_STORM_LIMIT :
+			      entry->kind == VERDICT_DROP ? entry->reason :
+							    0);
 	if (worker->keys[i].eth_dst[0] & 1)
 		worker_counters(worker, batch->in)->from_group++;
 	if (unlikely(storm)) {
@@ -337,7 +357,8 @@ static void act(struct collector *collector, const struct batch *batch, u32 i, c
 	case VERDICT_DROP: {
 		struct port *where = dataplane_port(worker->dataplane, entry->port);
 
-		/* Who captures at the port whose rules lose frames wants to see them: as they came to the switch. */
+		/* Who captures at the port whose rules lose frames wants to see them: as they came
+		 * to the switch. */
 		capture = where && where != batch->in ? LOAD_ACQUIRE(&where->capture) : NULL;
 		if (unlikely(capture))
 			capture_frame(capture, packet, false, entry->reason);
@@ -345,11 +366,11 @@ static void act(struct collector *collector, const struct batch *batch, u32 i, c
 		break;
 	}
 	default: {
-		struct flood_job job = { .slot = (u16)((batch->first + i) & (RX_SLOTS - 1)),
-					 .kind = entry->kind,
-					 .switch_id = batch->sw->id,
-					 .edit = entry->edit,
-					 .key = worker->keys[i] };
+		struct flood_job job = {.slot = (u16)((batch->first + i) & (RX_SLOTS - 1)),
+					.kind = entry->kind,
+					.switch_id = batch->sw->id,
+					.edit = entry->edit,
+					.key = worker->keys[i]};
 
 		job.key.vlan_tci = edit_result(&entry->edit, job.key.vlan_tci);
 		collector_send(collector); /* what came before goes first */
@@ -372,16 +393,18 @@ static void count_batch(struct worker *worker, const struct batch *batch)
 static void drop_batch(struct worker *worker, struct batch *batch, enum drop_reason reason)
 {
 	for (u32 i = 0; i < batch->n; i++)
-		output_drop(worker, &batch->queue->slots[(batch->first + i) & (RX_SLOTS - 1)], batch->in, reason);
+		output_drop(worker, &batch->queue->slots[(batch->first + i) & (RX_SLOTS - 1)],
+			    batch->in, reason);
 }
 
-/* A frame that no rule was asked about: it is shown as it came, without what its sender asks to be done to it. */
+/* A frame that no rule was asked about: it is shown as it came, without what its sender asks to be
+ * done to it. */
 static NOINLINE void lose(struct worker *worker, struct batch *batch, struct packet *packet)
 {
 	struct capture *capture = LOAD_ACQUIRE(&batch->in->capture);
 	struct packet shown = *packet;
 
-	shown.offload = (struct offload){ 0 };
+	shown.offload = (struct offload){0};
 	if (capture && packet->n_segments)
 		capture_frame(capture, &shown, true, packet->reason);
 	output_drop(worker, packet, batch->in, packet->reason);
@@ -389,11 +412,12 @@ static NOINLINE void lose(struct worker *worker, struct batch *batch, struct pac
 
 static void classify_batch(struct worker *worker, struct batch *batch)
 {
-	struct collector collector = { .worker = worker, .queue = batch->queue };
+	struct collector collector = {.worker = worker, .queue = batch->queue};
 	struct flow_key mask;
 	struct packet *packet;
 
-	/* Before anything else is waited for: the receiver's lines take longest to come from its core. */
+	/* Before anything else is waited for: the receiver's lines take longest to come from its
+	 * core. */
 	output_prepare(worker, batch->queue, batch->n);
 	stage_mask(batch, NULL, &mask);
 	for (u32 i = 0; i < batch->n; i++) {
@@ -416,7 +440,9 @@ static void classify_batch(struct worker *worker, struct batch *batch)
 		flow_cache_prefetch(&worker->cache, worker->hashes[i]);
 	}
 	for (u32 i = 0; i < batch->n; i++) {
-		const u8 *guess = (const u8 *)&worker->cache.entries[flow_cache_guess(&worker->cache, worker->hashes[i])];
+		const u8 *guess =
+			(const u8 *)&worker->cache
+				.entries[flow_cache_guess(&worker->cache, worker->hashes[i])];
 
 		__builtin_prefetch(guess);
 		__builtin_prefetch(guess + CACHE_LINE, 1);
@@ -435,7 +461,7 @@ static void classify_batch(struct worker *worker, struct batch *batch)
 u32 forward_batch(struct worker *worker, struct rx_queue *queue)
 {
 	struct port *in = queue->port;
-	struct batch batch = { .queue = queue, .in = in };
+	struct batch batch = {.queue = queue, .in = in};
 	u32 room, switch_id;
 
 	if (READ_ONCE(queue->paused))
@@ -451,8 +477,8 @@ u32 forward_batch(struct worker *worker, struct rx_queue *queue)
 			in->ops->complete(queue);
 		return 0;
 	}
-	/* After the ring's index was read: a frame sent after an order was answered never meets the state before it. The versions before the
-	 * masks: see struct policy. */
+	/* After the ring's index was read: a frame sent after an order was answered never meets the
+	 * state before it. The versions before the masks: see struct policy. */
 	batch.config_version = LOAD_ACQUIRE(&worker->dataplane->config_version);
 	batch.from_version = LOAD_ACQUIRE(&in->policy->version);
 	batch.masks = LOAD_ACQUIRE(&in->policy->masks);

@@ -27,7 +27,7 @@ int loop_open(struct dataplane *dataplane)
 	dataplane->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (dataplane->epoll_fd < 0 || dataplane->wake_fd < 0)
 		return -errno;
-	dataplane->wake_watch = (struct watch){ .fd = dataplane->wake_fd, .ready = drain_wake };
+	dataplane->wake_watch = (struct watch){.fd = dataplane->wake_fd, .ready = drain_wake};
 	error = control_watch(dataplane, &dataplane->wake_watch, EPOLLIN);
 	return error;
 }
@@ -50,7 +50,7 @@ void loop_wake(struct dataplane *dataplane)
 
 int control_watch(struct dataplane *dataplane, struct watch *watch, u32 epoll_events)
 {
-	struct epoll_event event = { .events = epoll_events, .data.ptr = watch };
+	struct epoll_event event = {.events = epoll_events, .data.ptr = watch};
 
 	if (!epoll_ctl(dataplane->epoll_fd, EPOLL_CTL_MOD, watch->fd, &event))
 		return 0;
@@ -62,7 +62,8 @@ int control_watch(struct dataplane *dataplane, struct watch *watch, u32 epoll_ev
 void control_unwatch(struct dataplane *dataplane, struct watch *watch)
 {
 	epoll_ctl(dataplane->epoll_fd, EPOLL_CTL_DEL, watch->fd, NULL);
-	/* Events that are already in hand may be this watch's, which may be freed in a moment: they are asked for again. */
+	/* Events that are already in hand may be this watch's, which may be freed in a moment: they
+	 * are asked for again. */
 	dataplane->watch_changes++;
 }
 
@@ -106,7 +107,8 @@ static int time_to_wait(const struct dataplane *dataplane, int timeout_ms)
 void loop_run_once(struct dataplane *dataplane, int timeout_ms)
 {
 	struct epoll_event events[EVENTS];
-	int n = epoll_wait(dataplane->epoll_fd, events, EVENTS, time_to_wait(dataplane, timeout_ms));
+	int n = epoll_wait(dataplane->epoll_fd, events, EVENTS,
+			   time_to_wait(dataplane, timeout_ms));
 	u64 changes = dataplane->watch_changes, now;
 
 	/* Level triggered: an event that is let go comes again. */

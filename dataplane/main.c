@@ -1,7 +1,9 @@
-/* The data plane as a process of its own: vswitchd's orders come through shared memory, answers and events go back the same way.
+/* The data plane as a process of its own: vswitchd's orders come through shared memory, answers and
+ * events go back the same way.
  *
- * Control thread. Everything it needs came as open descriptors from vswitchd, its parent. When vswitchd dies, nothing happens here: frames go on.
- * It reads no files, knows no names, and writes to standard error only what makes it end.
+ * Control thread. Everything it needs came as open descriptors from vswitchd, its parent. When
+ * vswitchd dies, nothing happens here: frames go on. It reads no files, knows no names, and writes
+ * to standard error only what makes it end.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -55,16 +57,17 @@ static void receive_fds(struct process *process)
 {
 	for (;;) {
 		u64 id = 0;
-		struct iovec iov = { &id, sizeof(id) };
+		struct iovec iov = {&id, sizeof(id)};
 		char control[CMSG_SPACE(FDS_PER_ORDER * sizeof(int))];
-		struct msghdr message = { .msg_iov = &iov,
-					  .msg_iovlen = 1,
-					  .msg_control = control,
-					  .msg_controllen = sizeof(control) };
+		struct msghdr message = {.msg_iov = &iov,
+					 .msg_iovlen = 1,
+					 .msg_control = control,
+					 .msg_controllen = sizeof(control)};
 		struct fd_set_of_order *set = NULL;
 		struct cmsghdr *cmsg;
 
-		if (recvmsg(process->descriptors, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) != sizeof(id))
+		if (recvmsg(process->descriptors, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) !=
+		    sizeof(id))
 			return;
 		for (u32 i = 0; i < FD_SETS && !set; i++)
 			if (!process->fd_sets[i].id)
@@ -83,7 +86,8 @@ static void receive_fds(struct process *process)
 	}
 }
 
-/* The descriptors of this order. Returns how many; the set is the caller's to use until the next call. */
+/* The descriptors of this order. Returns how many; the set is the caller's to use until the next
+ * call. */
 static u32 take_fds(struct process *process, u64 id, int *fds)
 {
 	receive_fds(process);
@@ -156,8 +160,8 @@ static void carry_out(struct process *process, u32 length)
 		answer->error = -EBADF;
 		return;
 	}
-	while ((result = dataplane_order(process->dataplane, order, length, fds, n_fds, process->answer,
-					 process->answer_size)) == -E2BIG &&
+	while ((result = dataplane_order(process->dataplane, order, length, fds, n_fds,
+					 process->answer, process->answer_size)) == -E2BIG &&
 	       process->answer_size < ANSWER_SIZE_MAX) {
 		u8 *larger = realloc(process->answer, process->answer_size * 2);
 
@@ -274,7 +278,8 @@ static void parse_cpus(const char *list, struct dataplane_config *config)
 		long cpu = strtol(list, &end, 10);
 
 		errno = EINVAL;
-		if (end == list || cpu < -1 || cpu > 4095 || (*end && *end != ',') || config->workers == WORKERS_MAX)
+		if (end == list || cpu < -1 || cpu > 4095 || (*end && *end != ',') ||
+		    config->workers == WORKERS_MAX)
 			die("--workers: a list of CPU numbers is wanted, such as 0,1 (-1: not pinned)");
 		config->cpus[config->workers++] = (int32_t)cpu;
 		list = *end ? end + 1 : end;
@@ -319,14 +324,18 @@ static void usage(void)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{ "orders", required_argument, NULL, 'o' },	   { "events", required_argument, NULL, 'e' },
-		{ "counters", required_argument, NULL, 'c' },	   { "orders-event", required_argument, NULL, 'O' },
-		{ "events-event", required_argument, NULL, 'E' }, { "descriptors", required_argument, NULL, 'd' },
-		{ "workers", required_argument, NULL, 'w' },	   { "cache-entries", required_argument, NULL, 'n' },
-		{ NULL, 0, NULL, 0 },
+		{"orders", required_argument, NULL, 'o'},
+		{"events", required_argument, NULL, 'e'},
+		{"counters", required_argument, NULL, 'c'},
+		{"orders-event", required_argument, NULL, 'O'},
+		{"events-event", required_argument, NULL, 'E'},
+		{"descriptors", required_argument, NULL, 'd'},
+		{"workers", required_argument, NULL, 'w'},
+		{"cache-entries", required_argument, NULL, 'n'},
+		{NULL, 0, NULL, 0},
 	};
 	static struct process process;
-	struct dataplane_config config = { 0 };
+	struct dataplane_config config = {0};
 	int fds[128], option, index;
 	size_t size;
 	u32 unused;
@@ -365,7 +374,7 @@ int main(int argc, char **argv)
 	process.dataplane = dataplane_new(&config);
 	if (!process.order || !process.answer || !process.dataplane)
 		die("start");
-	process.orders_watch = (struct watch){ .fd = process.orders_event, .ready = orders_ready };
+	process.orders_watch = (struct watch){.fd = process.orders_event, .ready = orders_ready};
 	if (control_watch(process.dataplane, &process.orders_watch, EPOLLIN) ||
 	    control_watch(process.dataplane, &process.signal_watch, EPOLLIN) ||
 	    dataplane_start_workers(process.dataplane))

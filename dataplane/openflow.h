@@ -36,8 +36,8 @@ struct openflow_target {
 	u32 entries; /* live entries in all tables, kept by openflow.c */
 	u32 entries_max;
 	/* A switch's tables: entries may name in_port and outputs, and an ADD that replaces keeps
-	 * the counts unless RESET_COUNTS says otherwise. Else a port's rules: neither is theirs, and
-	 * a rule that takes another's place starts at zero. */
+	 * the counts unless RESET_COUNTS says otherwise. Else a port's rules: neither is theirs,
+	 * and a rule that takes another's place starts at zero. */
 	bool controllers;
 	bool connections; /* set when an entry looks connections up */
 	void (*flush)(void *context); /* brings all counters up to date (for statistics), or NULL */

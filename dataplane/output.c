@@ -1,7 +1,9 @@
-/* Giving frames to their destinations: locks of foreign rings, full receivers, floods, software offloads, notifications.
+/* Giving frames to their destinations: locks of foreign rings, full receivers, floods, software
+ * offloads, notifications.
  *
- * Worker thread. A frame for a full ring is parked as a reference to its source's memory, at most PARKED_MAX per source queue and PARK_NS long;
- * what comes later for the same port waits behind it, what is for other ports goes on. Nobody waits for a lock longer than a few hundred spins.
+ * Worker thread. A frame for a full ring is parked as a reference to its source's memory, at most
+ * PARKED_MAX per source queue and PARK_NS long; what comes later for the same port waits behind it,
+ * what is for other ports goes on. Nobody waits for a lock longer than a few hundred spins.
  */
 #include <stdlib.h>
 
@@ -12,7 +14,8 @@
 #define LOCK_SPINS 256
 #define FLOOD_OUTPUTS 64 /* copies of one frame in one turn */
 
-void output_drop(struct worker *worker, struct packet *packet, struct port *port, enum drop_reason reason)
+void output_drop(struct worker *worker, struct packet *packet, struct port *port,
+		 enum drop_reason reason)
 {
 	worker_counters(worker, port)->drops[reason]++;
 	packet->done = 1;
@@ -69,11 +72,13 @@ void output_notify_rx(struct worker *worker, struct rx_queue *queue)
 	worker->notify_rx[worker->n_notify_rx++] = queue;
 }
 
-/* Tells the other sides what has changed in their rings. One full barrier for all: it orders our used entries before the reads of their
- * notification flags (partner: the driver's barrier between enabling notifications and its last look; virtio 1.2, 2.7.7.2). */
+/* Tells the other sides what has changed in their rings. One full barrier for all: it orders our
+ * used entries before the reads of their notification flags (partner: the driver's barrier between
+ * enabling notifications and its last look; virtio 1.2, 2.7.7.2). */
 void output_notify(struct worker *worker, bool now)
 {
-	if (!(worker->n_notify_rx | worker->n_notify_tx) || (!now && worker->unfenced < NOTIFY_BATCHES))
+	if (!(worker->n_notify_rx | worker->n_notify_tx) ||
+	    (!now && worker->unfenced < NOTIFY_BATCHES))
 		return;
 	FULL_BARRIER();
 	worker->unfenced = 0;
@@ -105,7 +110,8 @@ static void count_given(struct worker *worker, struct port *port, struct packet 
 	counters->to_group += packet->header[0] & 1;
 }
 
-/* Gives frames of at most BATCH_BYTES at a time while it has the ring. Returns how many were dealt with. */
+/* Gives frames of at most BATCH_BYTES at a time while it has the ring. Returns how many were dealt
+ * with. */
 static u32 give(struct worker *worker, struct port *port, struct packet **packets, u32 n)
 {
 	struct tx_queue *queue = tx_queue_of(worker, port);
@@ -115,7 +121,8 @@ static u32 give(struct worker *worker, struct port *port, struct packet **packet
 	while (given < n) {
 		u32 chunk = 0, bytes = 0, taken;
 
-		while (given + chunk < n && (!chunk || bytes + packets[given + chunk]->length <= BATCH_BYTES))
+		while (given + chunk < n &&
+		       (!chunk || bytes + packets[given + chunk]->length <= BATCH_BYTES))
 			bytes += packets[given + chunk++]->length;
 		if (!lock_tx(worker, queue))
 			break;
@@ -153,10 +160,11 @@ static void give_piece(struct packet *piece, void *context)
 	finisher->pieces++;
 }
 
-/* A frame whose receiver cannot sum or cut it. Returns false when the ring was full before the first piece. */
+/* A frame whose receiver cannot sum or cut it. Returns false when the ring was full before the
+ * first piece. */
 static NOINLINE bool give_finished(struct worker *worker, struct port *port, struct packet *packet)
 {
-	struct finisher finisher = { .worker = worker, .port = port };
+	struct finisher finisher = {.worker = worker, .port = port};
 
 	if (!offload_finish(packet, worker->scratch, SCRATCH, give_piece, &finisher)) {
 		worker_counters(worker, port)->drops[DROP_BAD_OFFLOAD]++;
@@ -167,7 +175,8 @@ static NOINLINE bool give_finished(struct worker *worker, struct port *port, str
 	return !finisher.full || finisher.pieces;
 }
 
-/* Gives frames in order, those that need work by software one by one. Returns how many were dealt with. */
+/* Gives frames in order, those that need work by software one by one. Returns how many were dealt
+ * with. */
 static u32 give_all(struct worker *worker, struct port *port, struct packet **packets, u32 n)
 {
 	u32 offloads = READ_ONCE(port->offloads), given = 0;
@@ -217,23 +226,25 @@ static u16 slot_of(const struct rx_queue *queue, const struct packet *packet)
 /* The worker's header buffers are the next batch's: what stays takes its header along. */
 static void keep_header(struct rx_queue *queue, struct packet *packet)
 {
-	u8 *to = queue->header_memory + (size_t)slot_of(queue, packet) * (PACKET_HEADROOM + PACKET_HEADER_MAX) +
+	u8 *to = queue->header_memory +
+		 (size_t)slot_of(queue, packet) * (PACKET_HEADROOM + PACKET_HEADER_MAX) +
 		 PACKET_HEADROOM;
 
 	memcpy(to, packet->header, packet->header_length);
 	packet->header = to;
 }
 
-static void park(struct worker *worker, struct rx_queue *queue, struct port *port, struct packet *packet)
+static void park(struct worker *worker, struct rx_queue *queue, struct port *port,
+		 struct packet *packet)
 {
 	if (queue->n_parked == PARKED_MAX) {
 		output_drop(worker, packet, port, DROP_RX_FULL);
 		return;
 	}
 	keep_header(queue, packet);
-	queue->parked[queue->n_parked++] = (struct parked){ .slot = slot_of(queue, packet),
-							    .port = port->id,
-							    .deadline_ns = worker->now_ns + PARK_NS };
+	queue->parked[queue->n_parked++] = (struct parked){.slot = slot_of(queue, packet),
+							   .port = port->id,
+							   .deadline_ns = worker->now_ns + PARK_NS};
 }
 
 void output_unicast(struct worker *worker, struct rx_queue *queue, struct output *output)
@@ -249,7 +260,8 @@ void output_unicast(struct worker *worker, struct rx_queue *queue, struct output
 		park(worker, queue, output->port, output->packets[i]);
 }
 
-/* Tries the parked frames again, oldest first; one that still finds its ring full holds back the later ones for the same port. */
+/* Tries the parked frames again, oldest first; one that still finds its ring full holds back the
+ * later ones for the same port. */
 static void resume_parked(struct worker *worker, struct rx_queue *queue)
 {
 	u32 full[PARKED_MAX], n_full = 0;
@@ -283,7 +295,8 @@ static void resume_parked(struct worker *worker, struct rx_queue *queue)
 }
 
 /* One copy of a flooded frame. */
-static void flood_to(struct worker *worker, struct rx_queue *queue, struct flood_job *job, struct port *out)
+static void flood_to(struct worker *worker, struct rx_queue *queue, struct flood_job *job,
+		     struct port *out)
 {
 	struct packet *packet = &queue->slots[job->slot], copy = *packet, *one = &copy;
 	struct walk *walk = &worker->walk;
@@ -325,15 +338,18 @@ static void flood_to(struct worker *worker, struct rx_queue *queue, struct flood
 		output_drop(worker, &copy, out, DROP_RX_FULL);
 }
 
-/* Goes on with one flood; true when it is through. Ports are visited by ascending id, so a list that changed meanwhile repeats and skips nobody. */
+/* Goes on with one flood; true when it is through. Ports are visited by ascending id, so a list
+ * that changed meanwhile repeats and skips nobody. */
 static bool run_flood(struct worker *worker, struct rx_queue *queue, struct flood_job *job)
 {
-	/* A frame belongs to the switch that it came to: a port that was moved meanwhile takes nothing of it along. */
+	/* A frame belongs to the switch that it came to: a port that was moved meanwhile takes
+	 * nothing of it along. */
 	bool moved = READ_ONCE(queue->port->switch_id) != job->switch_id;
-	struct virtual_switch *sw = moved ? NULL : LOAD_ACQUIRE(&worker->dataplane->switches[job->switch_id]);
+	struct virtual_switch *sw =
+		moved ? NULL : LOAD_ACQUIRE(&worker->dataplane->switches[job->switch_id]);
 	u32 outputs = 0;
 	struct port_list *list = sw ? LOAD_ACQUIRE(&sw->ports) : NULL;
-	struct walk reach = { .in = queue->port, .kind = job->kind };
+	struct walk reach = {.in = queue->port, .kind = job->kind};
 	u32 i = 0;
 
 	if (!list) {
@@ -365,7 +381,8 @@ void output_flood(struct worker *worker, struct rx_queue *queue, const struct fl
 	if (!queue->n_jobs && run_flood(worker, queue, &copy))
 		return;
 	keep_header(queue, &queue->slots[job->slot]);
-	queue->jobs[queue->n_jobs++] = copy; /* a batch's worth of room; no new batch while there is one */
+	queue->jobs[queue->n_jobs++] = copy; /* a batch's worth of room; no new batch while there is
+						one */
 }
 
 bool output_resume(struct worker *worker, struct rx_queue *queue)
@@ -385,7 +402,8 @@ bool output_resume(struct worker *worker, struct rx_queue *queue)
 
 struct rx_queue *rx_queue_new(struct port *port, u16 index)
 {
-	struct rx_queue *queue = aligned_alloc(CACHE_LINE, (sizeof(*queue) + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1));
+	struct rx_queue *queue = aligned_alloc(CACHE_LINE, (sizeof(*queue) + CACHE_LINE - 1) &
+								   ~(size_t)(CACHE_LINE - 1));
 
 	if (!queue)
 		return NULL;
@@ -393,7 +411,8 @@ struct rx_queue *rx_queue_new(struct port *port, u16 index)
 	queue->port = port;
 	queue->index = index;
 	queue->event_fd = -1;
-	queue->segment_memory = calloc((size_t)RX_SLOTS * PACKET_SEGMENTS_MAX, sizeof(struct segment));
+	queue->segment_memory =
+		calloc((size_t)RX_SLOTS * PACKET_SEGMENTS_MAX, sizeof(struct segment));
 	queue->parked = calloc(PARKED_MAX, sizeof(*queue->parked));
 	queue->jobs = calloc(BATCH, sizeof(*queue->jobs));
 	queue->header_memory = calloc(RX_SLOTS, PACKET_HEADROOM + PACKET_HEADER_MAX);

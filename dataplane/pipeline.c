@@ -13,7 +13,8 @@ static void drop(struct walk *walk, enum drop_reason reason, u32 port)
 	walk->reason = (u8)reason;
 	walk->port = port;
 	if (walk->trace)
-		trace_add(walk->trace, &(struct trace_record){ .kind = TRACE_DROP, .value = reason, .port = port });
+		trace_add(walk->trace, &(struct trace_record){
+					       .kind = TRACE_DROP, .value = reason, .port = port});
 }
 
 /* One direction of a port's rules, and how far the walk is. */
@@ -35,7 +36,8 @@ static bool run_actions(struct walk *walk, const struct flow_entry *entry, struc
 		switch (action->type) {
 		case ACTION_DROP:
 #ifdef MUTANT_IGNORE_VLAN
-			/* Wrong on purpose: a port takes the frames of every VLAN (tests/mutants.py). */
+			/* Wrong on purpose: a port takes the frames of every VLAN
+			 * (tests/mutants.py). */
 			if (action->value == DROP_VLAN_NOT_MEMBER)
 				break;
 #endif
@@ -51,7 +53,8 @@ static bool run_actions(struct walk *walk, const struct flow_entry *entry, struc
 			edit_set_tci(&walk->edit, &walk->key, VLAN_VID_MASK, (u16)action->value);
 			break;
 		case ACTION_SET_VLAN_PCP:
-			edit_set_tci(&walk->edit, &walk->key, VLAN_PCP_MASK, (u16)(action->value << VLAN_PCP_SHIFT));
+			edit_set_tci(&walk->edit, &walk->key, VLAN_PCP_MASK,
+				     (u16)(action->value << VLAN_PCP_SHIFT));
 			break;
 		case ACTION_CONNECTION:
 			rules->checked = rules->table;
@@ -60,7 +63,8 @@ static bool run_actions(struct walk *walk, const struct flow_entry *entry, struc
 			rules->next = action->value;
 			return true;
 		case ACTION_COMMIT:
-			pipeline_connection_want(walk, action, rules->port, rules->pipeline, rules->checked);
+			pipeline_connection_want(walk, action, rules->port, rules->pipeline,
+						 rules->checked);
 			break;
 		default:
 			assert(!"policy tables hold no other actions");
@@ -73,7 +77,7 @@ static bool run_actions(struct walk *walk, const struct flow_entry *entry, struc
 static bool walk_policy(struct walk *walk, struct port *port, u32 pipeline, u64 version)
 {
 	struct flow_table **tables = port->policy->tables[pipeline - 1];
-	struct rules rules = { .port = port, .pipeline = pipeline };
+	struct rules rules = {.port = port, .pipeline = pipeline};
 
 	if (!READ_ONCE(tables[0])) {
 		drop(walk, DROP_NOT_CONFIGURED, port->id);
@@ -81,23 +85,26 @@ static bool walk_policy(struct walk *walk, struct port *port, u32 pipeline, u64 
 	}
 	while (rules.table < POLICY_TABLES) {
 		struct flow_table *t = READ_ONCE(tables[rules.table]);
-		struct flow_entry *entry = t ? flow_table_lookup(t, &walk->key, version, NULL) : NULL;
+		struct flow_entry *entry = t ? flow_table_lookup(t, &walk->key, version, NULL) :
+					       NULL;
 
 		if (!entry) {
-			/* An engine that has no rules for its port yet is told from one whose rules have a hole. */
+			/* An engine that has no rules for its port yet is told from one whose rules
+			 * have a hole. */
 			drop(walk, version ? DROP_POLICY_MISS : DROP_NOT_CONFIGURED, port->id);
 			return false;
 		}
 		if (walk->n_entries < WALK_ENTRIES)
 			walk->entries[walk->n_entries++] = entry;
 		if (walk->trace)
-			trace_add(walk->trace, &(struct trace_record){ .kind = TRACE_ENTRY,
-								       .pipeline = (u8)pipeline,
-								       .table = (u8)rules.table,
-								       .priority = entry->priority,
-								       .cookie = entry->cookie,
-								       .port = port->id,
-								       .vlan_tci = be16_to_cpu(walk->key.vlan_tci) });
+			trace_add(walk->trace, &(struct trace_record){.kind = TRACE_ENTRY,
+								      .pipeline = (u8)pipeline,
+								      .table = (u8)rules.table,
+								      .priority = entry->priority,
+								      .cookie = entry->cookie,
+								      .port = port->id,
+								      .vlan_tci = be16_to_cpu(
+									      walk->key.vlan_tci)});
 		if (!run_actions(walk, entry, &rules))
 			return false;
 		if (rules.next == FLOW_GOTO_NONE)
@@ -108,7 +115,8 @@ static bool walk_policy(struct walk *walk, struct port *port, u32 pipeline, u64 
 	return false;
 }
 
-/* The frame is accepted: what stateful rules wanted is made. Returns false when there is no room for it. */
+/* The frame is accepted: what stateful rules wanted is made. Returns false when there is no room
+ * for it. */
 static bool make_connections(struct walk *walk)
 {
 	struct port *full = walk->n_commits ? pipeline_connections_make(walk) : NULL;
@@ -121,7 +129,8 @@ static bool make_connections(struct walk *walk)
 void pipeline_walk_output(struct walk *walk, struct port *out, u64 version)
 {
 	walk->to_version = version;
-	/* The link comes and goes without a new version: it is asked when a frame is given, here only to explain. */
+	/* The link comes and goes without a new version: it is asked when a frame is given, here
+	 * only to explain. */
 	if (!(out->flags & PORT_FLAG_UP) || (walk->trace && !READ_ONCE(out->link))) {
 		drop(walk, DROP_PORT_DOWN, out->id);
 		return;
@@ -131,9 +140,10 @@ void pipeline_walk_output(struct walk *walk, struct port *out, u64 version)
 	walk->kind = VERDICT_UNICAST;
 	walk->port = out->id;
 	if (walk->trace)
-		trace_add(walk->trace, &(struct trace_record){ .kind = TRACE_OUTPUT,
-							       .port = out->id,
-							       .vlan_tci = be16_to_cpu(walk->key.vlan_tci) });
+		trace_add(walk->trace,
+			  &(struct trace_record){.kind = TRACE_OUTPUT,
+						 .port = out->id,
+						 .vlan_tci = be16_to_cpu(walk->key.vlan_tci)});
 }
 
 bool pipeline_flood_reaches(const struct walk *walk, const struct port *port)
@@ -145,19 +155,19 @@ bool pipeline_flood_reaches(const struct walk *walk, const struct port *port)
 
 static void learn(struct walk *walk, u16 vid)
 {
-	struct fdb_learn what = { .vid = vid,
-				  .mac = walk->key.eth_src,
-				  .port = walk->in->id,
-				  .limit = walk->in->fdb_limit,
-				  .now_ns = walk->now_ns };
+	struct fdb_learn what = {.vid = vid,
+				 .mac = walk->key.eth_src,
+				 .port = walk->in->id,
+				 .limit = walk->in->fdb_limit,
+				 .now_ns = walk->now_ns};
 	u32 port, version;
 
 	if (walk->trace) {
 		u32 known = fdb_lookup(walk->sw->fdb, vid, walk->key.eth_src, &port, &version);
 
-		struct trace_record record = { .kind = TRACE_LEARN,
-					       .port = walk->in->id,
-					       .vlan_tci = be16_to_cpu(walk->key.vlan_tci) };
+		struct trace_record record = {.kind = TRACE_LEARN,
+					      .port = walk->in->id,
+					      .vlan_tci = be16_to_cpu(walk->key.vlan_tci)};
 
 		memcpy(record.eth_src, walk->key.eth_src, sizeof(record.eth_src));
 		if (known == FDB_NONE || port != walk->in->id)
@@ -165,7 +175,8 @@ static void learn(struct walk *walk, u16 vid)
 		return;
 	}
 	walk->source_entry = fdb_learn(walk->sw->fdb, &what, &walk->source_version);
-	/* Not learned now: asked again with the next change of the table rather than with each frame. */
+	/* Not learned now: asked again with the next change of the table rather than with each
+	 * frame. */
 	if (walk->source_entry == FDB_NONE)
 		walk->relies_on_absence = 1;
 }
@@ -176,14 +187,14 @@ static void flood(struct walk *walk, u8 kind, u32 what)
 	walk->storm = 1;
 	walk->relies_on_absence |= kind == VERDICT_UNKNOWN;
 	if (walk->trace)
-		trace_add(walk->trace, &(struct trace_record){ .kind = TRACE_FLOOD, .value = what });
+		trace_add(walk->trace, &(struct trace_record){.kind = TRACE_FLOOD, .value = what});
 }
 
 /* The switch without a controller: learn the source, find the destination. */
 static void normal(struct walk *walk, const struct flow_key *kept)
 {
-	static const u8 broadcast[6] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
-	static const u8 reserved[5] = { 0x01, 0x80, 0xc2, 0x00, 0x00 };
+	static const u8 broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
+	static const u8 reserved[5] = {0x01, 0x80, 0xc2, 0x00, 0x00};
 	u16 vid = be16_to_cpu(walk->key.vlan_tci) & VLAN_VID_MASK;
 	const u8 *dst = walk->key.eth_dst;
 	struct policy_masks *masks;
@@ -213,9 +224,11 @@ static void normal(struct walk *walk, const struct flow_key *kept)
 	}
 	if (walk->trace)
 		trace_add(walk->trace,
-			  &(struct trace_record){ .kind = TRACE_FDB,
-						  .port = port,
-						  .value = fdb_entry_at(walk->sw->fdb, walk->fdb_entry)->is_static });
+			  &(struct trace_record){
+				  .kind = TRACE_FDB,
+				  .port = port,
+				  .value =
+					  fdb_entry_at(walk->sw->fdb, walk->fdb_entry)->is_static});
 	out = dataplane_port(walk->dataplane, port);
 	if (port == walk->in->id) {
 		drop(walk, DROP_SAME_PORT, walk->in->id);
@@ -241,14 +254,15 @@ void pipeline_walk(struct walk *walk, const struct flow_key *kept)
 	walk->fdb_entry = FDB_NONE;
 	walk->source_entry = FDB_NONE;
 	if (walk->trace)
-		trace_add(walk->trace, &(struct trace_record){ .kind = TRACE_KEY,
-							       .key_flags = walk->key.flags,
-							       .vlan_tci = be16_to_cpu(walk->key.vlan_tci),
-							       .port = walk->in->id,
-							       .eth_type = be16_to_cpu(walk->key.eth_type),
-							       .l4_src = be16_to_cpu(walk->key.l4_src),
-							       .l4_dst = be16_to_cpu(walk->key.l4_dst),
-							       .ip_proto = walk->key.ip_proto });
+		trace_add(walk->trace,
+			  &(struct trace_record){.kind = TRACE_KEY,
+						 .key_flags = walk->key.flags,
+						 .vlan_tci = be16_to_cpu(walk->key.vlan_tci),
+						 .port = walk->in->id,
+						 .eth_type = be16_to_cpu(walk->key.eth_type),
+						 .l4_src = be16_to_cpu(walk->key.l4_src),
+						 .l4_dst = be16_to_cpu(walk->key.l4_dst),
+						 .ip_proto = walk->key.ip_proto});
 	if (walk->trace && walk->trace->n) {
 		struct trace_record *key = &walk->trace->records[walk->trace->n - 1];
 

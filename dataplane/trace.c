@@ -1,4 +1,5 @@
-/* `vswitch trace`: a frame's way through the very code of the fast path, in a dry run that learns nothing and counts nothing.
+/* `vswitch trace`: a frame's way through the very code of the fast path, in a dry run that learns
+ * nothing and counts nothing.
  *
  * Control thread. The frame is a user's; it is parsed like a guest's.
  */
@@ -30,9 +31,9 @@ static void trace_output(const struct walk *walk, struct port *out, const struct
 	if (copy.kind == VERDICT_UNICAST && !mtu_fits(packet, out->mtu)) {
 		/* Instead of the output that was noted. */
 		walk->trace->n--;
-		trace_add(walk->trace, &(struct trace_record){ .kind = TRACE_DROP,
-							       .value = DROP_MTU_EXCEEDED,
-							       .port = out->id });
+		trace_add(walk->trace, &(struct trace_record){.kind = TRACE_DROP,
+							      .value = DROP_MTU_EXCEEDED,
+							      .port = out->id});
 	}
 	/* A flood passes by those that are not members of its VLAN. */
 	if (copy.kind == VERDICT_DROP && copy.reason == DROP_VLAN_NOT_MEMBER)
@@ -47,27 +48,29 @@ static void trace_flood(const struct walk *walk, const struct packet *packet)
 		if (pipeline_flood_reaches(walk, walk->sw->ports->ports[i]))
 			trace_output(walk, walk->sw->ports->ports[i], packet);
 	if (walk->trace->n == before)
-		trace_add(walk->trace, &(struct trace_record){ .kind = TRACE_DROP,
-							       .value = DROP_NO_DESTINATION,
-							       .port = walk->in->id });
+		trace_add(walk->trace, &(struct trace_record){.kind = TRACE_DROP,
+							      .value = DROP_NO_DESTINATION,
+							      .port = walk->in->id});
 }
 
 static void trace_frame(struct walk *walk, struct port *in, const u8 *frame, u32 length)
 {
 	u8 header[PACKET_HEADROOM + PACKET_HEADER_MAX];
-	struct segment segment = { frame, length };
-	struct packet packet = { .header = header + PACKET_HEADROOM,
-				 .length = length,
-				 .n_segments = 1,
-				 .segments = &segment };
+	struct segment segment = {frame, length};
+	struct packet packet = {.header = header + PACKET_HEADROOM,
+				.length = length,
+				.n_segments = 1,
+				.segments = &segment};
 	u32 before;
 
-	packet.header_length = packet.header_taken = (u16)(length < PACKET_HEADER_MAX ? length : PACKET_HEADER_MAX);
+	packet.header_length = packet.header_taken =
+		(u16)(length < PACKET_HEADER_MAX ? length : PACKET_HEADER_MAX);
 	memcpy(packet.header, frame, packet.header_length);
 	parse_packet(&packet, in->id, &walk->key, true);
 	if (!mtu_fits(&packet, in->mtu)) {
-		trace_add(walk->trace,
-			  &(struct trace_record){ .kind = TRACE_DROP, .value = DROP_MTU_EXCEEDED, .port = in->id });
+		trace_add(walk->trace, &(struct trace_record){.kind = TRACE_DROP,
+							      .value = DROP_MTU_EXCEEDED,
+							      .port = in->id});
 		return;
 	}
 	before = walk->trace->n;
@@ -81,20 +84,25 @@ static void trace_frame(struct walk *walk, struct port *in, const u8 *frame, u32
 		note_length(walk, &packet);
 		if (out && !mtu_fits(&packet, out->mtu) && walk->trace->n > before) {
 			walk->trace->n--;
-			trace_add(walk->trace, &(struct trace_record){ .kind = TRACE_DROP,
-								       .value = DROP_MTU_EXCEEDED,
-								       .port = out->id });
+			trace_add(walk->trace, &(struct trace_record){.kind = TRACE_DROP,
+								      .value = DROP_MTU_EXCEEDED,
+								      .port = out->id});
 		}
 	}
 }
 
-int64_t control_trace(struct dataplane *dataplane, const struct order_trace *order, struct answer *answer, u32 size)
+int64_t control_trace(struct dataplane *dataplane, const struct order_trace *order,
+		      struct answer *answer, u32 size)
 {
 	struct port *in = dataplane_port(dataplane, order->port_id);
 	u32 available = order->order.length - (u32)sizeof(*order);
-	struct trace trace = { .records = (struct trace_record *)(answer + 1),
-			       .max = (size - (u32)sizeof(*answer)) / (u32)sizeof(struct trace_record) };
-	struct walk walk = { .dataplane = dataplane, .in = in, .trace = &trace, .now_ns = dataplane_now(dataplane) };
+	struct trace trace = {.records = (struct trace_record *)(answer + 1),
+			      .max = (size - (u32)sizeof(*answer)) /
+				     (u32)sizeof(struct trace_record)};
+	struct walk walk = {.dataplane = dataplane,
+			    .in = in,
+			    .trace = &trace,
+			    .now_ns = dataplane_now(dataplane)};
 	enum drop_reason reason = DROP_NONE;
 
 	if (!in)
@@ -115,7 +123,8 @@ int64_t control_trace(struct dataplane *dataplane, const struct order_trace *ord
 	else if (!walk.sw)
 		reason = DROP_PORT_DOWN;
 	if (reason)
-		trace_add(&trace, &(struct trace_record){ .kind = TRACE_DROP, .value = reason, .port = in->id });
+		trace_add(&trace, &(struct trace_record){
+					  .kind = TRACE_DROP, .value = reason, .port = in->id});
 	else
 		trace_frame(&walk, in, (const u8 *)(order + 1), order->length);
 	answer->count = trace.n;

@@ -1,6 +1,7 @@
 /* The worker's loop, and the control thread's handles on it: queues, quiet points, flushes.
  *
- * Runs: worker_run() and worker_turn() on the worker's thread (or in dataplane_step()), all others on the control thread.
+ * Runs: worker_run() and worker_turn() on the worker's thread (or in dataplane_step()), all others
+ * on the control thread.
  */
 #define _GNU_SOURCE
 #include "worker.h"
@@ -18,7 +19,7 @@ int worker_open(struct dataplane *dataplane, u32 index, int cpu, u32 cache_entri
 {
 	size_t size = (sizeof(struct worker) + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
 	struct worker *worker = aligned_alloc(CACHE_LINE, size);
-	struct epoll_event event = { .events = EPOLLIN };
+	struct epoll_event event = {.events = EPOLLIN};
 	int error = -ENOMEM;
 
 	if (!worker)
@@ -109,7 +110,8 @@ static void adopt_woken(struct worker *worker)
 	}
 }
 
-/* Silent for long enough: asks for a notification, looks once more, and leaves it to epoll. Not while frames are parked. */
+/* Silent for long enough: asks for a notification, looks once more, and leaves it to epoll. Not
+ * while frames are parked. */
 static bool cool_down(struct worker *worker, u32 position)
 {
 	struct rx_queue *queue = worker->hot[position];
@@ -144,13 +146,17 @@ u32 worker_turn(struct worker *worker)
 	struct queue_set *set;
 	u32 total = 0, i = 0;
 
-	/* What is still to be notified may be a port that is about to go: done before the quiet point, so that nothing of it is kept. */
+	/* What is still to be notified may be a port that is about to go: done before the quiet
+	 * point, so that nothing of it is kept. */
 	if (unlikely(LOAD_ACQUIRE(&worker->dataplane->config_version) != worker->config_version)) {
 		worker->config_version = LOAD_ACQUIRE(&worker->dataplane->config_version);
 		output_notify(worker, true);
 	}
-	/* The quiet point. Sequentially consistent: what is loaded below is loaded after the epoch is seen. */
-	__atomic_store_n(&worker->epoch, __atomic_load_n(&worker->dataplane->epoch, __ATOMIC_SEQ_CST), __ATOMIC_SEQ_CST);
+	/* The quiet point. Sequentially consistent: what is loaded below is loaded after the epoch
+	 * is seen. */
+	__atomic_store_n(&worker->epoch,
+			 __atomic_load_n(&worker->dataplane->epoch, __ATOMIC_SEQ_CST),
+			 __ATOMIC_SEQ_CST);
 	set = LOAD_ACQUIRE(&worker->set);
 	now = dataplane_now(worker->dataplane);
 	if (worker->was_busy)
@@ -192,7 +198,8 @@ static void wait_for_events(struct worker *worker, int timeout_ms)
 
 	if (n > 0) {
 		/* Awake again before any queue is touched; partner: rcu_synchronize(). */
-		__atomic_store_n(&worker->epoch, __atomic_load_n(&worker->dataplane->epoch, __ATOMIC_SEQ_CST),
+		__atomic_store_n(&worker->epoch,
+				 __atomic_load_n(&worker->dataplane->epoch, __ATOMIC_SEQ_CST),
 				 __ATOMIC_SEQ_CST);
 		worker->now_ns = dataplane_now(worker->dataplane);
 		if (LOAD_ACQUIRE(&worker->set)->serial != worker->current_serial)
@@ -215,7 +222,8 @@ static void *worker_run(void *context)
 
 	while (!LOAD_ACQUIRE(&dataplane->stop)) {
 		worker_turn(worker);
-		if (!worker->n_hot && worker->current_serial == LOAD_ACQUIRE(&worker->set)->serial) {
+		if (!worker->n_hot &&
+		    worker->current_serial == LOAD_ACQUIRE(&worker->set)->serial) {
 			worker->stats.sleeps++;
 			STORE_RELEASE(&worker->epoch, ASLEEP);
 			wait_for_events(worker, -1);
@@ -287,15 +295,17 @@ void workers_flush(struct dataplane *dataplane, bool forget)
 	for (u32 i = 0; i < dataplane->n_workers; i++) {
 		struct worker *worker = dataplane->workers[i];
 
-		while (worker->started && LOAD_ACQUIRE(&worker->flush_done) != worker->flush_request)
+		while (worker->started &&
+		       LOAD_ACQUIRE(&worker->flush_done) != worker->flush_request)
 			sched_yield();
 	}
 }
 
 static int watch_event(struct worker *worker, struct rx_queue *queue, int fd, int operation)
 {
-	/* Edge triggered: a kick that nobody reads (the eventfds of guests are never read) does not wake twice. */
-	struct epoll_event event = { .events = EPOLLIN | EPOLLET, .data.ptr = queue };
+	/* Edge triggered: a kick that nobody reads (the eventfds of guests are never read) does not
+	 * wake twice. */
+	struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.ptr = queue};
 
 	return epoll_ctl(worker->epoll_fd, operation, fd, &event) ? -errno : 0;
 }
@@ -312,7 +322,8 @@ static struct queue_set *copy_set(const struct queue_set *set, u32 n)
 	return copy;
 }
 
-/* The hot list is the worker's; it only ever needs room for the set, and grows before the set does. */
+/* The hot list is the worker's; it only ever needs room for the set, and grows before the set does.
+ */
 static int grow_hot(struct worker *worker, u32 n)
 {
 	struct rx_queue **hot, **old = worker->hot;
@@ -322,7 +333,8 @@ static int grow_hot(struct worker *worker, u32 n)
 	hot = calloc(n * 2, sizeof(*hot));
 	if (!hot)
 		return -ENOMEM;
-	/* The worker must not be in its list while it is replaced: it is given an empty set first. */
+	/* The worker must not be in its list while it is replaced: it is given an empty set first.
+	 */
 	if (worker->started && worker->set->n) {
 		struct queue_set *none = calloc(1, sizeof(*none)), *set = worker->set;
 

@@ -1,7 +1,8 @@
-/* A worker: one pinned thread that takes, classifies, acts and gives. It never blocks, allocates, logs or calls Python.
+/* A worker: one pinned thread that takes, classifies, acts and gives. It never blocks, allocates,
+ * logs or calls Python.
  *
- * It polls the queues that have work, and sleeps in epoll when none has. See worker.c for the loop, forward.c for a batch's way to its
- * decisions, output.c for what is done about them.
+ * It polls the queues that have work, and sleeps in epoll when none has. See worker.c for the loop,
+ * forward.c for a batch's way to its decisions, output.c for what is done about them.
  */
 #ifndef VSWITCH_WORKER_H
 #define VSWITCH_WORKER_H
@@ -9,8 +10,8 @@
 #include "dataplane.h"
 #include "flow_cache.h"
 
-#define NOTIFY_BATCHES 16  /* one full barrier for this many batches: it drains the store buffer */
-#define SILENCE_NS 50000   /* a queue that gave nothing for this long is armed and left to epoll */
+#define NOTIFY_BATCHES 16 /* one full barrier for this many batches: it drains the store buffer */
+#define SILENCE_NS 50000 /* a queue that gave nothing for this long is armed and left to epoll */
 #define POLL_ARMED_NS 20000 /* how often a busy worker looks at the armed ones */
 #define SCRATCH (2 * PACKET_LENGTH_MAX + PACKET_GSO_SEGMENTS_MAX * 256)
 
@@ -19,7 +20,8 @@ extern __thread u64 guest_bytes_written;
 
 /* The queues of a worker. Replaced as a whole by the control thread. */
 struct queue_set {
-	u64 serial; /* no two sets of a worker have the same; the address of a freed one may come again */
+	u64 serial; /* no two sets of a worker have the same; the address of a freed one may come
+		       again */
 	u32 n;
 	struct rx_queue *queues[];
 };
@@ -102,11 +104,13 @@ void worker_state(const struct worker *worker, struct worker_state *state);
 /* One turn over all hot queues; returns frames taken. */
 u32 worker_turn(struct worker *worker);
 
-/* Gives the queue to the worker, or takes it away and waits until the worker has let go. Control thread. 0 or -ENOMEM. */
+/* Gives the queue to the worker, or takes it away and waits until the worker has let go. Control
+ * thread. 0 or -ENOMEM. */
 int worker_add_queue(struct worker *worker, struct rx_queue *queue);
 int worker_remove_queue(struct worker *worker, struct rx_queue *queue);
 
-/* All cached counts to their rules; with `forget`, and no cached answer refers to a rule any more. Waits. Control thread. */
+/* All cached counts to their rules; with `forget`, and no cached answer refers to a rule any more.
+ * Waits. Control thread. */
 void workers_flush(struct dataplane *dataplane, bool forget);
 
 /* forward.c: takes one batch from the queue. Returns frames taken. */
@@ -119,20 +123,28 @@ struct output {
 	u32 bytes;
 	struct packet *packets[BATCH];
 };
-void output_prepare(struct worker *worker, const struct rx_queue *queue, u32 n); /* the receiver's descriptors, fetched early: a guess */
+void output_prepare(struct worker *worker, const struct rx_queue *queue, u32 n); /* the receiver's
+										    descriptors,
+										    fetched early: a
+										    guess */
 void output_unicast(struct worker *worker, struct rx_queue *queue, struct output *output);
 void output_flood(struct worker *worker, struct rx_queue *queue, const struct flood_job *job);
-bool output_resume(struct worker *worker, struct rx_queue *queue); /* parked frames and floods; false: the queue may take no new frames yet */
-void output_drop(struct worker *worker, struct packet *packet, struct port *port, enum drop_reason reason);
+bool output_resume(struct worker *worker, struct rx_queue *queue); /* parked frames and floods;
+								      false: the queue may take no
+								      new frames yet */
+void output_drop(struct worker *worker, struct packet *packet, struct port *port,
+		 enum drop_reason reason);
 void output_notify(struct worker *worker, bool now);
 void output_notify_rx(struct worker *worker, struct rx_queue *queue);
 
-static inline struct port_counters *worker_counters(const struct worker *worker, const struct port *port)
+static inline struct port_counters *worker_counters(const struct worker *worker,
+						    const struct port *port)
 {
 	return &port->counters[worker->index];
 }
 
-/* The frame fits the port's MTU: its IP packet, or for a frame to be segmented each of the pieces. */
+/* The frame fits the port's MTU: its IP packet, or for a frame to be segmented each of the pieces.
+ */
 static inline bool mtu_fits(const struct packet *packet, u16 mtu)
 {
 	u32 ethernet = 14 + 4u * packet->tags;

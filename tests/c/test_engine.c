@@ -1,7 +1,8 @@
-/* The engine over memory ports, one step at a time: what the workers do with frames, whatever the rules are.
+/* The engine over memory ports, one step at a time: what the workers do with frames, whatever the
+ * rules are.
  *
- * Rules are put into the tables directly, so that the forwarding is tested apart from the OpenFlow decoder; what vswitchd's rules do is
- * tested in tests/switch.
+ * Rules are put into the tables directly, so that the forwarding is tested apart from the OpenFlow
+ * decoder; what vswitchd's rules do is tested in tests/switch.
  */
 #include <stdlib.h>
 
@@ -53,8 +54,7 @@ static void add_entry(struct port *port, u32 direction, struct flow_action actio
 static void add_port(u32 id, const u8 *mac, u32 flags)
 {
 	struct order_port_add add = {.port_id = id, .kind = PORT_MEM, .queues = 1};
-	struct order_port_set set = {
-		.port_id = id, .switch_id = 1, .flags = PORT_FLAG_UP | flags};
+	struct order_port_set set = {.port_id = id, .switch_id = 1, .flags = PORT_FLAG_UP | flags};
 	struct flow_action none = {.type = ACTION_DROP};
 
 	if (mac)
@@ -98,7 +98,8 @@ static void give(u32 port, const u8 *dst, const u8 *src, u32 length, u8 fill)
 {
 	static u8 frame[70000];
 
-	CHECK_EQ(mem_port_send(dp, port, frame, make_frame(frame, dst, src, length, fill), NULL), 0);
+	CHECK_EQ(mem_port_send(dp, port, frame, make_frame(frame, dst, src, length, fill), NULL),
+		 0);
 }
 
 static void run(void)
