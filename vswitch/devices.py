@@ -219,11 +219,51 @@ def listen(path: Path, what: str, mode: int = 0o660) -> socket.socket:
 # ---- files ----
 
 
+# pcapng, and pcap with times in µs and in ns, of either byte order.
+_CAPTURE_MAGICS = (
+    b"\x0a\x0d\x0d\x0a",
+    b"\xd4\xc3\xb2\xa1",
+    b"\xa1\xb2\xc3\xd4",
+    b"\x4d\x3c\xb2\xa1",
+    b"\xa1\xb2\x3c\x4d",
+)
+
+
 def _open_file(path: str, flags: int, port: str) -> int:
+    """A regular file, and nothing else: opening a FIFO waits for its other end, and a device never ends."""
     try:
-        return os.open(path, flags | os.O_CLOEXEC, 0o640)
+        fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY, 0o640)
+    except FileNotFoundError as error:
+        raise errors.NotFoundError(f"port {port}: cannot open {path}: {error.strerror}") from error
+    except IsADirectoryError:
+        raise errors.ConflictError(f"port {port}: {path} is a directory, not a capture file") from None
     except OSError as error:
         raise errors.HostError(f"port {port}: cannot open {path}: {error.strerror}") from error
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        kind = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+        raise errors.ConflictError(f"port {port}: {path} is {kind}, not a capture file", "name a file")
+    os.set_blocking(fd, True)
+    return fd
+
+
+def _open_new_capture(path: str, port: str) -> int:
+    """The file of --write, empty. An older capture is replaced; what else is there stays as it is."""
+    fd = _open_file(path, os.O_RDWR | os.O_CREAT, port)
+    try:
+        if os.fstat(fd).st_size and os.pread(fd, 4, 0) not in _CAPTURE_MAGICS:
+            raise errors.ConflictError(
+                f"port {port}: {path} exists and is not a capture", "choose another path, or remove it"
+            )
+        os.ftruncate(fd, 0)
+    except OSError as error:
+        os.close(fd)
+        raise errors.HostError(f"port {port}: cannot write {path}: {error.strerror}") from error
+    except errors.VswitchError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _files(port: Port) -> Device:
@@ -232,7 +272,7 @@ def _files(port: Port) -> Device:
         if port.replay is not None:
             device.fds.append(_open_file(port.replay, os.O_RDONLY, port.name))
         if port.write is not None:
-            device.fds.append(_open_file(port.write, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, port.name))
+            device.fds.append(_open_new_capture(port.write, port.name))
     except errors.VswitchError:
         for fd in device.fds:
             os.close(fd)

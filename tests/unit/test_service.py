@@ -157,7 +157,7 @@ def test_a_missing_device_a_missing_file_and_a_path_in_use_are_named(tmp_path: P
         await service.create_switch(ROOT, Switch(name="lab", type="private"))
         with pytest.raises(errors.HostError, match="port lab/t: there is no device nope0"):
             await service.add_port(ROOT, Port(name="lab/t", kind="tap", device="nope0"))
-        with pytest.raises(errors.HostError, match="port lab/p: cannot open /nope/x: No such file"):
+        with pytest.raises(errors.NotFoundError, match="port lab/p: cannot open /nope/x: No such file"):
             await service.add_port(ROOT, Port(name="lab/p", kind="pcap", replay="/nope/x"))
         path = tmp_path / "taken.sock"
         await service.add_port(ROOT, Port(name="lab/a", kind="vhost-user", listen=True, socket=str(path)))
