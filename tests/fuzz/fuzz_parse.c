@@ -1,5 +1,5 @@
-/* Fuzz target: any bytes as a frame with any vnet header, through the parser, the offload check and
- * the software offloads.
+/* Fuzz target: any bytes as a frame with any vnet header, through the parser, what it says about
+ * connections, the offload check and the software offloads.
  *
  * Holds: no look outside the copy; offsets inside the frame and in order; a second parse with more
  * bytes agrees with what the first knew; segmentation gives back all the payload. Input: 10 bytes
@@ -7,6 +7,7 @@
  */
 #include <stdlib.h>
 
+#include "connection.h"
 #include "offload.h"
 #include "parse.h"
 #include "vnet_header.h"
@@ -39,6 +40,20 @@ static void check_offsets(const struct packet *packet, const struct flow_key *ke
 	EXPECT(!(key->flags & KEY_FRAGMENT_LATER) || key->flags & KEY_FRAGMENT);
 }
 
+static void check_connection(const struct packet *packet, const struct flow_key *key)
+{
+	struct connection_frame frame;
+
+	connection_frame_read(&frame, key, packet, 1);
+	EXPECT(frame.kind <= FRAME_LATER && frame.side <= 1);
+	if (frame.kind == FRAME_UNTRACKED)
+		return;
+	EXPECT(frame.tuple.zone == 1 && (frame.tuple.family == 4 || frame.tuple.family == 6));
+	EXPECT(memcmp(frame.tuple.address[0], frame.tuple.address[1], 16) <= 0);
+	EXPECT(frame.kind != FRAME_LATER || frame.is_fragment);
+	EXPECT(!frame.opening || frame.kind == FRAME_PLAIN);
+}
+
 int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 {
 	struct packet packet = {0};
@@ -64,6 +79,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 	if (parse_packet(&packet, 1, &first, false)) {
 		key = first;
 		check_offsets(&packet, &key);
+		check_connection(&packet, &key);
 	} else {
 		EXPECT(have < packet.length);
 	}
@@ -77,6 +93,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 	packet.l4 = packet.payload = 0;
 	EXPECT(parse_packet(&packet, 1, &key, true));
 	check_offsets(&packet, &key);
+	check_connection(&packet, &key);
 	if (n >= have)
 		EXPECT(flow_key_equal(&first, &key));
 	if (offload_check(&packet, key.ip_proto)) {
