@@ -96,21 +96,39 @@ def _make_dir(path: Path, mode: int, group: bool) -> None:
 
 
 @contextlib.contextmanager
-def _only_one(state_dir: Path) -> Iterator[None]:
-    """One daemon per state directory."""
+def _only_one(path: Path, sentence: str, way_out: str) -> Iterator[None]:
+    """Holds a lock file; where another daemon holds it, raises errors.ConflictError with this sentence."""
     try:
-        fd = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise errors.NotPermittedError(f"cannot write in {state_dir}: {error.strerror}") from error
+        raise errors.NotPermittedError(f"cannot write in {path.parent}: {error.strerror}") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
     except BlockingIOError:
-        raise errors.ConflictError(
-            f"a vswitchd with the state directory {state_dir} runs already", "`vswitch down` ends it"
-        ) from None
+        os.close(fd)
+        raise errors.ConflictError(sentence, way_out) from None
+    try:
+        yield
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def _alone(state_dir: Path, run_dir: Path) -> Iterator[None]:
+    """One daemon per state directory, and one per directory of sockets, where its data plane and VMs are."""
+    with (
+        _only_one(
+            state_dir / "lock",
+            f"a vswitchd with the state directory {state_dir} runs already",
+            "`vswitch down` ends it",
+        ),
+        _only_one(
+            run_dir / "vswitchd.lock",
+            f"another vswitchd uses {run_dir}",
+            "give this one a --socket in a directory of its own, or end the other with `vswitch down`",
+        ),
+    ):
+        yield
 
 
 class _Server(uvicorn.Server):
@@ -167,7 +185,7 @@ def run(state_dir: Path, socket: Path, workers: Sequence[int]) -> None:
     _make_dir(state_dir, 0o750, group=False)
     _make_dir(run_dir, 0o750, group=True)
     _make_dir(run_dir / "vms", 0o750, group=True)
-    with _only_one(state_dir):
+    with _alone(state_dir, run_dir):
         store = Store(state_dir / "state.db")
         places = Places(state_dir, run_dir, socket)
         start = partial(start_process, workers, state_dir / "dataplane.log")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -81,22 +82,39 @@ def test_odd_requests_get_a_clear_error(
 
 def test_a_second_daemon_on_the_same_state_is_refused(shared: Daemon) -> None:
     command = [sys.executable, "-m", "vswitch.daemon", "--state", str(shared.state_dir)]
-    for socket, said in ((shared.folder / "x" / "api.sock", "runs already"), (shared.socket, "runs already")):
-        ended = subprocess.run(
-            [*command, "--socket", str(socket)], capture_output=True, text=True, timeout=60
-        )
+    for api, said in ((shared.folder / "x" / "api.sock", "runs already"), (shared.socket, "runs already")):
+        ended = subprocess.run([*command, "--socket", str(api)], capture_output=True, text=True, timeout=60)
         assert ended.returncode == 2
         assert said in ended.stderr
     assert up(shared.state_dir, shared.socket)[1] is False
 
 
-def test_a_daemon_never_takes_the_socket_of_another(shared: Daemon) -> None:
+@pytest.mark.parametrize("name", ["api.sock", "other.sock"])
+def test_two_daemons_never_share_a_directory_of_sockets(shared: Daemon, name: str) -> None:
+    """Each would take the other's data plane for one that an earlier daemon left, and end it."""
+    api = shared.socket.parent / name
+    before = shared.client.status()
     command = [sys.executable, "-m", "vswitch.daemon", "--state", str(shared.folder / "other")]
-    ended = subprocess.run(
-        [*command, "--socket", str(shared.socket)], capture_output=True, text=True, timeout=60
+    ended = subprocess.run([*command, "--socket", str(api)], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert f"another vswitchd uses {api.parent}. give this one a --socket" in ended.stderr
+    after = shared.client.status()
+    assert (after.pid, after.dataplane_pid, after.dataplane_restarts) == (
+        before.pid,
+        before.dataplane_pid,
+        before.dataplane_restarts,
     )
-    assert (ended.returncode, "another program listens" in ended.stderr) == (2, True)
-    assert shared.client.status().pid
+
+
+def test_a_daemon_never_takes_the_socket_of_another_program(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(path))
+        other.listen(1)
+        command = [sys.executable, "-m", "vswitch.daemon", "--state", str(tmp_path / "state")]
+        ended = subprocess.run([*command, "--socket", str(path)], capture_output=True, text=True, timeout=60)
+        assert (ended.returncode, "another program listens" in ended.stderr) == (2, True)
+        assert path.exists()
 
 
 def test_a_dead_data_plane_is_replaced_with_all_its_rules(daemon: Daemon) -> None:
