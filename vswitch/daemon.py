@@ -74,16 +74,28 @@ def _make_group() -> None:
         log.warning("no group %s could be made (%s): only root can use the switch", devices.GROUP, error)
 
 
-def _make_dir(path: Path, mode: int, group: bool) -> None:
+def _is_made(path: Path, mode: int) -> bool:
+    """Makes a directory; False: it was there."""
     try:
-        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        path.mkdir(mode=mode, parents=True)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+        return False
+    return True
+
+
+def _make_dir(path: Path, mode: int, group: bool) -> None:
+    """A directory of ours. Who may enter one that was there is said by whoever made it, not by us."""
+    try:
+        made = _is_made(path, mode)
         if os.geteuid() not in (0, path.stat().st_uid):
             # In /tmp, anybody may have been there first.
             raise errors.NotPermittedError(
                 f"{path} belongs to another user", "give --state and --socket of your own"
             )
         # Members of the group must reach the sockets in it.
-        if group and path.stat().st_uid == os.geteuid():
+        if group and made:
             with contextlib.suppress(KeyError, PermissionError):
                 os.chown(path, -1, grp.getgrnam(devices.GROUP).gr_gid)
     except PermissionError as error:

@@ -106,6 +106,21 @@ def test_two_daemons_never_share_a_directory_of_sockets(shared: Daemon, name: st
     )
 
 
+def test_the_group_and_mode_of_a_directory_that_was_there_stay() -> None:
+    made = Daemon()
+    theirs = made.socket.parent
+    theirs.mkdir(mode=0o755)
+    if os.geteuid() == 0:
+        os.chown(theirs, -1, 1)
+    before = theirs.stat()
+    try:
+        made.start()
+        after = theirs.stat()
+        assert (after.st_gid, after.st_mode) == (before.st_gid, before.st_mode)
+    finally:
+        made.close()
+
+
 def test_a_daemon_never_takes_the_socket_of_another_program(tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
