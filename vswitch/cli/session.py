@@ -28,6 +28,7 @@ SocketOption = Annotated[
     Path | None,
     typer.Option(
         "--socket",
+        readable=False,  # who may not use it is told so by the client, in its words
         metavar="PATH",
         help="The daemon's socket; by default $VSWITCH_SOCKET or /run/vswitch/api.sock.",
     ),
