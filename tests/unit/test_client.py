@@ -13,7 +13,7 @@ from vswitch.client import Client
 
 @pytest.fixture
 def closed_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A daemon's socket that this user may neither read nor write. (Root may always: so access is told to say no.)"""
+    """A daemon's socket that this user may not use. (Root always may: so access is told to say no.)"""
     path = tmp_path / "api.sock"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
