@@ -207,8 +207,10 @@ class Service:
                 log.warning("%s: will be carried out when the data plane runs again", what)
             except BaseException:
                 self.state = old
-                self._store.commit(new, old, who, f"taken back: {what}")
-                await asyncio.shield(self._applier.repair(old))
+                try:
+                    self._store.commit(new, old, who, f"taken back: {what}")
+                finally:  # what forwards frames is taken back also where the store cannot be
+                    await asyncio.shield(self._applier.repair(old))
                 raise
             return new
 
