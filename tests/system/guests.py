@@ -78,3 +78,11 @@ async def until(console: GuestConsole, test: str, seconds: int = 15) -> bool:
 async def pings(console: GuestConsole, address: str) -> bool:
     """Whether at least one of three pings is answered."""
     return (await console.run(f"ping -c 3 -i 0.2 -W 1 {address}", timeout=15)).ok
+
+
+async def reaches(console: GuestConsole, address: str) -> bool:
+    """Whether pings are answered, after the guest had some seconds to ask again for a MAC it had given up."""
+    for _ in range(8):
+        if await pings(console, address):
+            return True
+    return False

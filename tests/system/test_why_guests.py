@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.daemons import wait_for
-from tests.system.guests import Guests, guests_on, pings
+from tests.system.guests import Guests, guests_on, pings, reaches
 from vm.console import GuestConsole
 from vm.image import GuestImage
 from vswitch.cli import run
@@ -109,6 +109,6 @@ def test_what_is_wrong_with_a_guest_is_named_and_mended(
             await web.run("killall ping")
             if "vm start db" in fault.lines:
                 await guests.shell("db")
-            assert await pings(web, DB_IP), cause.sentence
+            assert await reaches(web, DB_IP), cause.sentence
 
     asyncio.run(body())
