@@ -26,8 +26,11 @@ from vswitch.model import (
     TraceRequest,
     VlanAccess,
     VmCreate,
+    Who,
 )
 from vswitch.service import Service
+from vswitch.store import Store
+from vswitch.wanted import State
 
 A, B = "52:54:00:00:00:0a", "52:54:00:00:00:0b"
 
@@ -81,6 +84,29 @@ def test_a_change_that_the_data_plane_refuses_is_taken_back(tmp_path: Path) -> N
         fake.kinds()
         await service.add_port(ROOT, Port(name="lab/a", kind="vhost-user"))
         assert fake.kinds()[:4] == ["PortAdd", "OpenFlow", "OpenFlow", "PortSet"]
+
+    with_fake(tmp_path, test)
+
+
+def test_the_data_plane_is_taken_back_also_when_the_store_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(service: Service, fake: FakeDataplane) -> None:
+        await service.create_switch(ROOT, Switch(name="lab", type="private"))
+        write, before = Store.commit, service.state
+
+        def full(store: Store, old: State, new: State, who: Who, what: str) -> None:
+            if what.startswith("taken back"):
+                raise errors.StoreError("the disk is full")
+            write(store, old, new, who, what)
+
+        monkeypatch.setattr(Store, "commit", full)
+        fake.kinds()
+        fake.refuse = lambda order: isinstance(order, orders.OpenFlow)
+        with pytest.raises(errors.StoreError, match="the disk is full"):
+            await service.add_port(ROOT, Port(name="lab/a", kind="vhost-user"))
+        assert fake.kinds() == ["PortAdd", "PortDelete"]
+        assert service.state == before
 
     with_fake(tmp_path, test)
 
