@@ -7,7 +7,7 @@ last; what goes, goes the other way round. Carrying the orders out is the busine
 
 import ipaddress
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from controller import settings
@@ -26,6 +26,7 @@ _KINDS = {
     "netdev": orders.KIND_PACKET,
     "uplink": orders.KIND_PACKET,
 }
+_FDB_SHARE_MAX = 1024
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,17 @@ def _port_add(row: PortRow, state: State, run_dir: Path) -> orders.PortAdd:
         flags |= orders.ADD_PCAP_WRITE
     if port.timed:
         flags |= orders.ADD_PCAP_TIMED
-    # Behind an uplink is a whole network: it may fill the table, where other ports have a share of it.
-    fdb_limit = state.switches[port.owner].switch.fdb_size if port.kind == "uplink" else 0
-    return orders.PortAdd(row.id, _KINDS[port.kind], port.queues, flags, fdb_limit, address)
+    return orders.PortAdd(row.id, _KINDS[port.kind], port.queues, flags, _fdb_limit(port, state), address)
+
+
+def _fdb_limit(port: Port, state: State) -> int:
+    """Learned addresses at most; 0: the data plane's default."""
+    if port.kind == "uplink":
+        # Behind an uplink is a whole network: it may fill the table, where other ports have a share of it.
+        return state.switches[port.owner].switch.fdb_size
+    if port.switch is None:
+        return 0
+    return min(_FDB_SHARE_MAX, max(1, state.switches[port.switch].switch.fdb_size // 4))
 
 
 def _port_set(state: State, row: PortRow) -> orders.PortSet:
@@ -227,12 +236,21 @@ def _settings_orders(old: TargetPort | None, new: TargetPort) -> Iterator[orders
         yield orders.FdbFlush(new.set.switch_id, new.set.port_id)
 
 
+def _may_stay(old: TargetPort, new: TargetPort) -> bool:
+    """Whether a port need not be made anew.
+
+    Its share of the table, given when it is made, is no reason: a NIC that moves to another switch would be
+    taken from its guest.
+    """
+    return old.add == replace(new.add, fdb_limit=old.add.fdb_limit)
+
+
 def plan(wanted: Target, actual: Target) -> list[orders.Order]:
     """The orders that make `wanted` of `actual`. Empty when they are the same."""
     gone = {
         number
         for number, port in actual.ports.items()
-        if number not in wanted.ports or wanted.ports[number].add != port.add
+        if number not in wanted.ports or not _may_stay(port, wanted.ports[number])
     }
     kept = {number: port for number, port in actual.ports.items() if number not in gone}
     out: list[orders.Order] = []

@@ -75,7 +75,7 @@ def test_an_uplink_may_fill_the_table_of_addresses_and_netdev_ports_have_a_share
     state = wanted.add_port(lan(), Port(name="lan/c", kind="netdev", device="veth1"))
     adds = {port.row.port.name: port.add for port in target(state, Path("/run")).ports.values() if port.row}
     assert adds["lan/uplink"].port_kind == adds["lan/c"].port_kind == orders.KIND_PACKET
-    assert (adds["lan/uplink"].fdb_limit, adds["lan/c"].fdb_limit) == (4096, 0)
+    assert (adds["lan/uplink"].fdb_limit, adds["lan/c"].fdb_limit) == (4096, 1024)
 
 
 def test_addresses_behind_a_netdev_port_are_learned_unless_its_mac_is_said() -> None:

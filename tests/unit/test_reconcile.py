@@ -1,5 +1,6 @@
 """A plan leads from any state to any other, and nothing is ever on the air without its rules."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
@@ -14,6 +15,11 @@ from vswitch.wanted import State
 
 RUN = Path("/run/vswitch")
 Entries = dict[tuple[int, int, object], FlowMod]
+
+
+def made(model: "Model") -> dict[int, orders.PortAdd]:
+    """Its ports, without their shares of the table, which stay when a port moves."""
+    return {number: replace(port, fdb_limit=0) for number, port in model.ports.items()}
 
 
 class Model:
@@ -93,7 +99,7 @@ def carried_out(states: list[State]) -> tuple[Model, Target]:
 def check_is(model: Model, state: State) -> None:
     fresh, _ = carried_out([state])
     assert model.switches.keys() == fresh.switches.keys()
-    assert (model.ports, model.settings, model.statics) == (fresh.ports, fresh.settings, fresh.statics)
+    assert (made(model), model.settings, model.statics) == (made(fresh), fresh.settings, fresh.statics)
     assert model.tables == fresh.tables
 
 
@@ -177,3 +183,21 @@ def test_plans_converge_on_what_is_wanted_whatever_happened_before(steps: list[t
     states.append(state)
     model, _ = carried_out(states)
     check_is(model, state)
+
+
+def test_one_port_alone_never_fills_a_table_of_addresses() -> None:
+    for size, share in ((16, 4), (400, 100), (16384, 1024)):
+        state = wanted.add_switch(State(), Switch(name="small", type="private", fdb_size=size))
+        state = wanted.add_port(state, Port(name="small/a", kind="vhost-user", allow_spoofing=True))
+        assert [port.add.fdb_limit for port in target(state, RUN).ports.values()] == [share]
+
+
+def test_a_nic_that_moves_to_a_smaller_switch_is_not_made_anew() -> None:
+    state = wanted.add_vm(lab(), VmCreate(name="mover", nics=[Nic(switch="lab")]))
+    old = target(state, RUN)
+    state = wanted.add_switch(state, Switch(name="small", type="private", fdb_size=16))
+    state = wanted.set_port(state, "mover/eth0", PortChange(switch="small"))
+    new = target(state, RUN, old)
+    number = state.ports["mover/eth0"].id
+    assert new.ports[number].add.fdb_limit == 4  # of the next data plane
+    assert not [order for order in plan(new, old) if isinstance(order, orders.PortAdd | orders.PortDelete)]
