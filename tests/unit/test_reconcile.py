@@ -193,7 +193,7 @@ def test_one_port_alone_never_fills_a_table_of_addresses() -> None:
 
 
 def test_a_nic_that_moves_to_a_smaller_switch_is_not_made_anew() -> None:
-    state = wanted.add_vm(lab(), VmCreate(name="mover", nics=[Nic(switch="lab")]))
+    state = wanted.add_vm(lab(), VmCreate(name="mover", kernel="/k", nics=[Nic(switch="lab")]))
     old = target(state, RUN)
     state = wanted.add_switch(state, Switch(name="small", type="private", fdb_size=16))
     state = wanted.set_port(state, "mover/eth0", PortChange(switch="small"))
