@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vswitch import devices, errors, netdev, orders
+from vswitch import devices, errors, faults, netdev, orders
 from vswitch.dataplane import DataplaneProcess, Transport
 from vswitch.model import Port
 from vswitch.reconcile import Target, TargetPort, plan, port_socket, target
@@ -243,12 +243,12 @@ class Applier:
         except errors.UnavailableError:
             self._devices[order.port_id] = device  # for the next data plane
             raise
-        except errors.VswitchError:
+        except errors.DataplaneError as error:
             if device.guard is not None:
                 self._lost.add(order.port_id)  # its socket's device went while nobody looked
             self._devices.pop(order.port_id, None)
             await devices.close(device)
-            raise
+            raise faults.refusal(row.port, error) from error
         self._devices[order.port_id] = device
         self._ports[order.port_id] = TargetPort(order, orders.PortSet(order.port_id))
 

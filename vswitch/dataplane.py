@@ -94,7 +94,9 @@ class Transport(Protocol):
 
 def refused(order: orders.Order, answer: orders.Answer) -> errors.DataplaneError:
     """The error for an answer with an error."""
-    return errors.DataplaneError(f"the data plane refused {order.describe()}: {answer.error_text()}")
+    return errors.DataplaneError(
+        f"the data plane refused {order.describe()}: {answer.error_text()}", number=-answer.error
+    )
 
 
 # ---- in this process ----

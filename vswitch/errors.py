@@ -109,10 +109,14 @@ class StoreError(VswitchError):
 
 
 class DataplaneError(VswitchError):
-    """The data plane refused an order or is gone."""
+    """The data plane refused an order or is gone. `number`: the errno of the refusal; 0: none is known."""
 
     code = "dataplane"
     http_status = 502
+
+    def __init__(self, sentence: str, way_out: str = "", number: int = 0) -> None:
+        super().__init__(sentence, way_out)
+        self.number = number
 
 
 class VmError(VswitchError):

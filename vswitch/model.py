@@ -243,6 +243,8 @@ class PortState(Model):
         features: virtio feature bits that were negotiated.
         reconnects: Sessions after the first.
         learned: Addresses learned behind it.
+        file_error: pcap: what is wrong with its files; None: nothing.
+        replay_ended: pcap: no frame of its file is left.
     """
 
     link: bool
@@ -253,6 +255,8 @@ class PortState(Model):
     features: int
     reconnects: int
     learned: int
+    file_error: str | None = None
+    replay_ended: bool = False
 
 
 class PortInfo(Port):

@@ -19,7 +19,7 @@ from controller.entry import Kind, rule_of
 from controller.messages import flow_stats_request, parse_flow_stats
 from vm.errors import VmError as LauncherError
 from vm.qemu import PortPlug, installed_version, qemu_args_for_port
-from vswitch import capture, devices, errors, inquiry, netdev, orders, trace, wanted
+from vswitch import capture, devices, errors, faults, inquiry, netdev, orders, trace, wanted
 from vswitch.apply import Applier, Start
 from vswitch.connections import Connection, Flushed
 from vswitch.connections import describe as describe_connection
@@ -391,6 +391,8 @@ class Service:
             features=state.features,
             reconnects=state.reconnects,
             learned=state.fdb_count,
+            file_error=faults.file_error(row.port, state),
+            replay_ended=row.port.replay is not None and not state.connected,
         )
 
     def port_stats(self, name: str) -> PortStats:

@@ -325,6 +325,21 @@ def test_port_show_says_the_fault_in_its_sentence(daemon: FakeDaemon, capsys: Ca
     assert fault in capsys.readouterr().out
 
 
+def test_port_show_says_what_is_wrong_with_a_file_and_that_a_replay_is_through(
+    daemon: FakeDaemon, capsys: Capture
+) -> None:
+    said = "/r.pcap is damaged: its replay has ended there"
+    state = STATE.model_copy(update={"file_error": said, "replay_ended": True})
+    port = PortInfo(id=1, name="web/eth0", kind="pcap", switch="lab", replay="/r.pcap", state=state)
+    daemon.answers("GET /v1/ports/web/eth0", port)
+    daemon.answers("GET /v1/ports/web/eth0/stats", STATS)
+    daemon.answers("GET /v1/drops", [])
+    called("port show web/eth0")
+    text = " ".join(capsys.readouterr().out.split())
+    assert said in text
+    assert "replay has ended" in text
+
+
 def test_vm_show_has_its_nics(daemon: FakeDaemon, capsys: Capture) -> None:
     daemon.answers("GET /v1/vms/web", VM)
     daemon.answers("GET /v1/ports", [WEB])

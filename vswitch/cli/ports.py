@@ -433,6 +433,10 @@ def _state_rows(port: PortInfo) -> list[tuple[str, object]]:
             ("features", " ".join(name for bit, name in _FEATURES.items() if state.features >> bit & 1))
         )
         rows.append(("reconnects", state.reconnects))
+    if port.replay is not None and state.fault is None:
+        rows.append(("replay", "has ended" if state.replay_ended else "has frames left"))
+    if state.file_error is not None:
+        rows.append(("error", state.file_error))
     if state.learned:
         rows.append(("learned", f"{state.learned} addresses"))
     return rows
