@@ -247,14 +247,23 @@ static void a_frame_for_a_full_port_waits_and_keeps_its_order(void)
 
 static void a_frame_for_a_full_port_is_dropped_in_time(void)
 {
-	u8 fill = 0;
+	u64 began, took = PARK_NS;
+	u8 fill;
 
-	begin();
-	CHECK_EQ(mem_port_set(dp, 2, 0, 0x1f), 0);
-	for (u32 i = 0; i < 100; i++)
-		give(1, mac_b, mac_a, 60, 1);
-	run();
-	dataplane_step(dp, 0);
+	/* What is parked stays so for 200 us of real time: a machine that takes longer for the frames
+	 * before it looks is asked again. */
+	for (u32 attempt = 0; attempt < 50 && took >= PARK_NS; attempt++) {
+		if (dp)
+			end();
+		begin();
+		CHECK_EQ(mem_port_set(dp, 2, 0, 0x1f), 0);
+		for (u32 i = 0; i < 100; i++)
+			give(1, mac_b, mac_a, 60, 1);
+		began = clock_ns();
+		run();
+		took = clock_ns() - began;
+	}
+	CHECK(took < PARK_NS);
 	CHECK_EQ(drops(2, DROP_RX_FULL), 100 - PARKED_MAX);
 	dataplane_advance_clock(dp, PARK_NS);
 	dataplane_step(dp, 0);
