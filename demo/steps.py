@@ -48,7 +48,7 @@ async def prepare(world: World, report: Report) -> Cast:
 
 
 async def vlans(cast: Cast, step: StepContext) -> None:
-    """two access VLANs keep guests apart, and the trace says where."""
+    """Two access VLANs keep guests apart, and the trace says where."""
     client = cast.world.client
     cast.world.keep_counters(step, "before")
     _works(step, "both in VLAN 100", await _ping(step, cast.alice, BOB, "ping-same-vlan"))
@@ -82,7 +82,7 @@ async def _wget(step: StepContext, guest: Guest, name: str) -> str:
 
 
 async def acls(cast: Cast, step: StepContext) -> None:
-    """a rule against ICMP stops ping and nothing else, and the counters show both."""
+    """A rule against ICMP stops ping and nothing else, and the counters show both."""
     client = cast.world.client
     started = await cast.bob.run(f"mkdir -p /www; echo '{PAGE}' >/www/index.html; httpd -h /www -p 80")
     step.keep("httpd", started.output)
@@ -111,7 +111,7 @@ async def _set_mac(guest: Guest, mac: str) -> None:
 
 
 async def spoofing(cast: Cast, step: StepContext) -> None:
-    """a forged source MAC is dropped by default and passes when it is allowed."""
+    """A forged source MAC is dropped by default and passes when it is allowed."""
     client = cast.world.client
     own = client.port("alice/eth0").mac
     assert own is not None, "vswitchd gives every port a MAC"
@@ -148,7 +148,7 @@ def _ip(*words: str) -> None:
 
 
 async def internal(cast: Cast, step: StepContext) -> None:
-    """the host reaches a guest through its own port, untagged and over a trunk."""
+    """The host reaches a guest through its own port, untagged and over a trunk."""
     client = cast.world.client
     cast.world.keep_counters(step, "before")
     host = client.port("office/host")
@@ -191,7 +191,7 @@ async def _carrier(guest: Guest, device: str, expected: str) -> str:
 
 
 async def hot_plug(cast: Cast, step: StepContext) -> None:
-    """a running guest gets a NIC, sees its cable pulled and plugged, and loses it again."""
+    """A running guest gets a NIC, sees its cable pulled and plugged, and loses it again."""
     client = cast.world.client
     cast.world.keep_counters(step, "before")
     nic = await asyncio.to_thread(client.attach_nic, "alice", Nic(switch="lab", vlan=VlanAccess(vid=100)))
@@ -263,7 +263,7 @@ def _tshark(file: Path) -> subprocess.CompletedProcess[str]:
 
 
 async def stateful(cast: Cast, step: StepContext) -> None:
-    """all denied in both directions, and one stateful rule: the answer passes, nothing else does."""
+    """All denied in both directions, and one stateful rule: the answer passes, nothing else does."""
     client, port = cast.world.client, "bob/eth0"
     cast.world.keep_counters(step, "before")
     for direction in ("in", "out"):
