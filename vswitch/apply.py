@@ -130,6 +130,10 @@ class Applier:
                 self._lost.add(state.port_id)
             self.on_port_state(state)
 
+    def device(self, port_id: int) -> devices.Device | None:
+        """What was opened for a port: another one when the port was made anew, None when it has gone."""
+        return self._devices.get(port_id)
+
     def isolation(self, port_id: int) -> str | None:
         """How the host's own stack is kept off a port's device; None: there is none to be kept off."""
         device = self._devices.get(port_id)

@@ -9,7 +9,8 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from vswitch import errors, orders
@@ -124,25 +125,48 @@ def pcapng_packet(frame: CapturedFrame) -> bytes:
     return _block(6, body)
 
 
-async def capture(transport: Transport, port_id: int, port: str, snaplen: int) -> AsyncGenerator[bytes, None]:
-    """A pcapng stream of one port, until it is closed.
+def pcapng_statistics(now_ns: int, lost: int) -> bytes:
+    """An interface statistics block: how many frames were lost so far (isb_ifdrop). The last one counts."""
+    body = struct.pack("<III", 0, now_ns >> 32, now_ns & 0xFFFFFFFF)
+    return _block(5, body + _option(5, struct.pack("<Q", lost)) + _option(0, b""))
 
-    The first chunk, the header, comes when the capture runs.
+
+async def capture(
+    transport: Transport, port_id: int, port: str, snaplen: int, runs: Callable[[], bool]
+) -> AsyncGenerator[bytes, None]:
+    """A pcapng stream of one port, until it is closed or the port has gone.
+
+    The first chunk, the header, comes when the capture runs. Lost frames are told as they are lost, because
+    nothing reaches a reader that has closed the stream.
+
+    Args:
+        transport: The data plane.
+        port_id: The port's number there.
+        port: The port's name.
+        snaplen: Bytes kept of each frame, 64..65535.
+        runs: Whether that data plane still has that port.
     """
-    ring = CaptureRing()
+    ring, lost = CaptureRing(), 0
     try:
         await transport.order(orders.CaptureStart(port_id, snaplen, ring.size), [ring.fd])
         try:
             yield pcapng_header(port, snaplen)
             while True:
-                frames = ring.frames()
-                if frames:
-                    yield b"".join(map(pcapng_packet, frames))
-                else:
+                goes_on, before = runs(), lost
+                frames, lost = ring.frames(), ring.lost()
+                chunk = b"".join(map(pcapng_packet, frames))
+                if lost != before or not goes_on:
+                    chunk += pcapng_statistics(time.time_ns(), lost)
+                if chunk:
+                    yield chunk
+                if not goes_on:
+                    return
+                if not frames:
                     await asyncio.sleep(POLL_S)
         finally:
-            # Also when the reader went away in the middle of a chunk.
-            await asyncio.shield(_stop(transport, port_id))
+            # Also when the reader went away in the middle of a chunk; of another port there may be another.
+            if runs():
+                await asyncio.shield(_stop(transport, port_id))
     finally:
         ring.close()
 

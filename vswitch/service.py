@@ -533,7 +533,13 @@ class Service:
     async def capture(self, port: str, snaplen: int) -> AsyncGenerator[bytes, None]:
         """A pcapng stream, running when this returns."""
         row = wanted.port_row(self.state, port)
-        stream = capture.capture(self._applier.transport, row.id, port, snaplen)
+        transport, device = self._applier.transport, self._applier.device(row.id)
+
+        def runs() -> bool:
+            applier = self._applier
+            return applier.running and applier.transport is transport and applier.device(row.id) is device
+
+        stream = capture.capture(transport, row.id, port, snaplen, runs)
         try:
             first = await anext(stream)
         except errors.DataplaneError as error:

@@ -34,9 +34,10 @@ class FakeDaemon:
         self.socket = socket
         self.requests: list[Request] = []
         self._answers: dict[str, object] = {}
+        self.ends_streams = False  # they stay open
 
     def answers(self, request: str, answer: object) -> None:
-        """`answer`: a model, a list of them, plain values, bytes (a stream that stays open), or an error."""
+        """`answer`: a model, a list of them, plain values, bytes (a stream), or an error."""
         self._answers[request] = answer
 
     def answer(self, request: Request) -> object:
@@ -80,7 +81,8 @@ def fake_daemon(folder: Path) -> Iterator[FakeDaemon]:
             self.end_headers()
             self.wfile.write(content)
             self.wfile.flush()
-            released.wait()
+            if not fake.ends_streams:
+                released.wait()
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815 - the server's names
 

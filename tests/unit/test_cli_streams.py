@@ -16,6 +16,7 @@ import pytest
 
 from tests.unit.fake_daemon import FakeDaemon, fake_daemon
 from vswitch import errors
+from vswitch.capture import pcapng_header, pcapng_statistics
 from vswitch.cli import console, run
 from vswitch.cli.capture import FrameCounter
 
@@ -60,9 +61,22 @@ def test_capture_ends_after_its_count(
     daemon: FakeDaemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["capture", "web/eth0", "--write", "f.pcapng", "--count", "2", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"file": "f.pcapng", "frames": 2}
+    assert json.loads(capsys.readouterr().out) == {"file": "f.pcapng", "frames": 2, "lost": 0}
     assert (tmp_path / "f.pcapng").read_bytes() == HEADER + INTERFACE + 2 * FRAME
     assert daemon.last.query == {"snaplen": ["65535"]}
+
+
+def test_a_capture_says_what_was_lost_and_that_its_port_has_gone(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = pcapng_header("web/eth0", 65535) + FRAME + pcapng_statistics(0, 3) + pcapng_statistics(1, 7)
+    daemon.answers("GET /v1/ports/web/eth0/capture", stream)
+    daemon.ends_streams = True
+    assert run(["capture", "web/eth0", "--write", "f.pcapng"]) == 0
+    shown = capsys.readouterr()
+    assert "7 more frames passed that are not recorded" in shown.err
+    assert "web/eth0 has gone" in shown.err
+    assert shown.out == "1 frames are in f.pcapng.\n"
 
 
 def test_capture_ends_after_its_time(

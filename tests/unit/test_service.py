@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from socket import AF_UNIX, socket
 
@@ -12,7 +13,7 @@ from scapy.utils import rdpcap
 
 from tests.unit.control import ROOT, FakeDataplane, service_over, with_engine, with_fake
 from vswitch import errors, orders
-from vswitch.capture import CapturedFrame, pcapng_header, pcapng_packet
+from vswitch.capture import CapturedFrame, CaptureRing, pcapng_header, pcapng_packet, pcapng_statistics
 from vswitch.dataplane import Engine
 from vswitch.diagnosis import Question, Why
 from vswitch.model import (
@@ -412,6 +413,42 @@ def test_a_capture_shows_what_was_lost_before_any_rule_was_asked(tmp_path: Path)
     with_engine(tmp_path, test)
 
 
+async def rest_of(stream: AsyncGenerator[bytes, None]) -> bytes:
+    return b"".join([chunk async for chunk in stream])
+
+
+@pytest.mark.parametrize("gone", ["deleted", "data plane"])
+def test_a_capture_ends_with_its_port(tmp_path: Path, gone: str) -> None:
+    async def test(service: Service, engine: Engine) -> None:
+        await private_lab(service, tmp_path)
+        stream = await service.capture("lab/a", 65535)
+        data = await anext(stream)
+        await replay(service, engine)
+        if gone == "deleted":
+            await service.delete_port(ROOT, "lab/a")
+        else:
+            await service.end()
+        data += await asyncio.wait_for(rest_of(stream), 10)
+        assert data.count(bytes(Ether(src=A, dst=B) / IP())[:14]) == 1
+        assert data.endswith(pcapng_statistics(0, 0)[20:])  # none was lost
+
+    with_engine(tmp_path, test)
+
+
+def test_a_capture_says_how_many_frames_it_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CaptureRing, "lost", lambda _ring: 7)
+
+    async def test(service: Service, _engine: Engine) -> None:
+        await private_lab(service, tmp_path)
+        stream = await service.capture("lab/a", 65535)
+        assert await anext(stream) == pcapng_header("lab/a", 65535)
+        told = await asyncio.wait_for(anext(stream), 10)
+        await stream.aclose()
+        assert told[:8] + told[20:] == pcapng_statistics(0, 7)[:8] + pcapng_statistics(0, 7)[20:]
+
+    with_engine(tmp_path, test)
+
+
 def test_pcapng_is_what_others_read(tmp_path: Path) -> None:
     frame = bytes(Ether(src=A, dst=B) / Dot1Q(vlan=5) / IP() / ICMP())
     path = tmp_path / "c.pcapng"
@@ -419,7 +456,8 @@ def test_pcapng_is_what_others_read(tmp_path: Path) -> None:
         CapturedFrame(1_700_000_000_123_456_789, 60, True, 0, frame),
         CapturedFrame(0, 2000, False, 13, frame[:33]),
     ]
-    path.write_bytes(pcapng_header("lab/a", 65535) + b"".join(map(pcapng_packet, records)))
+    blocks = b"".join(map(pcapng_packet, records)) + pcapng_statistics(1_700_000_000_000_000_000, 3)
+    path.write_bytes(pcapng_header("lab/a", 65535) + blocks)
     first, second = rdpcap(str(path))
     assert bytes(first) == frame
     assert float(first.time) == pytest.approx(1_700_000_000.123456789)

@@ -22,7 +22,9 @@ import typer
 from vswitch import errors
 from vswitch.cli.session import Session
 
-_ENHANCED_PACKET = 6
+_ENHANCED_PACKET, _STATISTICS = 6, 5
+_DROPPED = struct.Struct("<HHQ")  # the option isb_ifdrop, which vswitchd writes first
+_DROPPED_AT, _DROPPED_CODE = 20, 5
 _BLOCK_MIN, _BLOCK_MAX = 12, 1 << 20
 _LOOK_S = 0.1
 
@@ -48,10 +50,14 @@ class _ReaderGoneError(Exception):
 
 
 class FrameCounter:
-    """Cuts a little-endian pcapng stream into blocks and counts the frames; half a block waits."""
+    """Cuts a little-endian pcapng stream into blocks and counts the frames; half a block waits.
+
+    `lost`: frames that were lost before they could be recorded, as vswitchd says it.
+    """
 
     def __init__(self) -> None:
         self.frames = 0
+        self.lost = 0
         self._rest = b""
 
     def blocks(self, chunk: bytes) -> Iterator[bytes]:
@@ -65,6 +71,9 @@ class FrameCounter:
                 return
             block, self._rest = self._rest[:length], self._rest[length:]
             self.frames += kind == _ENHANCED_PACKET
+            if kind == _STATISTICS and length >= _DROPPED_AT + _DROPPED.size:
+                code, size, lost = _DROPPED.unpack_from(block, _DROPPED_AT)
+                self.lost = lost if (code, size) == (_DROPPED_CODE, 8) else self.lost
             yield block
 
 
@@ -89,20 +98,27 @@ def capture(session: Session, port: str, options: CaptureOptions) -> None:
         if options.write is not None:
             session.out.hint(f"Recording {port} to {options.write}. Ctrl-C ends it.")
         with _ended_by_signals(options.seconds, sys.stdout.fileno() if options.write is None else None):
-            _copy(chunks, sink, counter, options.count)
+            if not _copy(chunks, sink, counter, options.count):
+                session.out.hint(f"{port} has gone, or its switch was started anew: the capture has ended.")
+    if counter.lost:
+        session.out.hint(
+            f"{counter.lost} more frames passed that are not recorded: they came faster than they were read."
+        )
     if options.write is not None:
-        result = {"file": str(options.write), "frames": counter.frames}
+        result = {"file": str(options.write), "frames": counter.frames, "lost": counter.lost}
         session.out.done(result, f"{counter.frames} frames are in {options.write}.")
 
 
-def _copy(chunks: Iterator[bytes], sink: BinaryIO, counter: FrameCounter, count: int | None) -> None:
+def _copy(chunks: Iterator[bytes], sink: BinaryIO, counter: FrameCounter, count: int | None) -> bool:
+    """False: the stream has ended by itself."""
     for chunk in chunks:
         for block in counter.blocks(chunk):
             sink.write(block)
             if counter.frames == count:
                 sink.flush()
-                return
+                return True
         sink.flush()
+    return False
 
 
 @contextmanager
