@@ -42,9 +42,14 @@ async def crash(scene: Scene) -> None:
 async def hang(scene: Scene) -> None:
     """db takes no frame any more, and web sends more than its ring holds."""
     client = scene.guests.client
+
+    def lost() -> int:
+        return client.port_stats("db/eth0").drops.get("rx_full", 0)
+
+    before = lost()  # while it booted, it had no buffers yet
     os.kill(client.vm("db").pid or 0, signal.SIGSTOP)
     await scene.web.run(f"(ping -c 5000 -i 0.002 -W 1 {DB_IP} >/dev/null 2>&1 &)")
-    await asyncio.to_thread(wait_for, lambda: client.port_stats("db/eth0").drops.get("rx_full"))
+    await asyncio.to_thread(wait_for, lambda: lost() > before)
 
 
 async def unplug(scene: Scene) -> None:
