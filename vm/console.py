@@ -179,7 +179,9 @@ class GuestConsole:
                         _, found = await self._until(answer)
                         if int(found[1]) == asked:
                             return
-                        patience.reschedule(None)  # it lives, and will come to the last question
+                        # It lives and should come to the last question soon; but a shell that was
+                        # interrupted may have thrown that one away with what it had read already.
+                        patience.reschedule(asyncio.get_running_loop().time() + _SYNC_MAX_S)
             wait_s = min(2 * wait_s, _SYNC_MAX_S)
 
     async def _send(self, data: bytes) -> None:

@@ -41,6 +41,11 @@ async def shell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         except OSError:
             loop.remove_reader(ours)
 
+    # A Ctrl-C before the shell has its handlers would end it; a guest's init starts another one then.
+    prompt = b""
+    while b"guest# " not in prompt:
+        prompt += await asyncio.to_thread(os.read, ours, 1000)
+    writer.write(prompt)
     loop.add_reader(ours, from_shell)
     try:
         while data := await reader.read(1000):
