@@ -57,6 +57,7 @@ from vswitch.words import split_port_name
 
 T = TypeVar("T")
 
+_QUICK_S = 10.0  # the data plane's own time for an answer is 5 s
 _START_HINT = "start it with `vswitch up`"
 
 
@@ -65,7 +66,8 @@ class Client:
 
     Args:
         socket: The API's unix socket; by default $VSWITCH_SOCKET or where the daemon puts it.
-        timeout_s: How long an answer may take; stopping a VM waits longer by itself.
+        timeout_s: How long an answer may take, at most 10 s where only something that is known is asked for;
+            stopping a VM waits longer by itself.
 
     Every method raises `errors.UnavailableError` when no daemon answers, `errors.NotPermittedError` when this
     user may not ask, and the daemon's own error when it refuses.
@@ -98,7 +100,7 @@ class Client:
 
     def doctor(self) -> list[DoctorCheck]:
         """What the daemon's machine offers; `vswitch.doctor.examine()` asks without a daemon."""
-        return self._get("/v1/doctor", list[DoctorCheck])
+        return self._parse(self._call("GET", "/v1/doctor"), list[DoctorCheck])  # it tries things out
 
     def changes(self, limit: int = 100) -> list[Change]:
         """The latest changes of the wanted state, newest first, with who asked for them."""
@@ -169,7 +171,8 @@ class Client:
 
     def qemu_args(self, name: str, qemu: str | None = None) -> QemuArgs:
         """The arguments for a QEMU of one's own; `qemu`: that program (default: qemu-system-x86_64)."""
-        return self._get(f"{_port(name)}/qemu-args", QemuArgs, qemu=qemu)
+        answer = self._call("GET", f"{_port(name)}/qemu-args", params=_given(qemu=qemu))  # starts that QEMU
+        return self._parse(answer, QemuArgs)
 
     # ---- ACL rules ----
 
@@ -327,7 +330,8 @@ class Client:
     # ---- how ----
 
     def _get(self, path: str, kind: type[T], **params: object) -> T:
-        return self._parse(self._call("GET", path, params=_given(**params)), kind)
+        timeout_s = min(self._timeout_s, _QUICK_S)
+        return self._parse(self._call("GET", path, timeout_s=timeout_s, params=_given(**params)), kind)
 
     def _send(self, method: str, path: str, body: BaseModel, kind: type[T]) -> T:
         return self._parse(self._call(method, path, json=_fields(body)), kind)

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -224,3 +225,15 @@ def test_worker_lists_are_cpus() -> None:
     first = min(os.sched_getaffinity(0))
     assert parse_workers(f"{first}") == (first,)
     assert parse_workers("-1") == (-1,)
+
+
+def test_a_daemon_that_hangs_is_told_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vswitch.client._QUICK_S", 0.2)
+    path = tmp_path / "api.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+        silent.bind(str(path))
+        silent.listen(1)
+        before = time.monotonic()
+        with pytest.raises(errors.UnavailableError, match="does not answer"):
+            Client(path).status()
+        assert time.monotonic() - before < 30  # not the 60 s that a change may take
