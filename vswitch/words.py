@@ -151,11 +151,20 @@ def between(what: str, low: int, high: int) -> Callable[[int], int]:
     return check
 
 
+def size(value: int) -> str:
+    """Bytes as a person says them: `512 MiB`, `1.5 GiB`, `900 B`."""
+    amount = float(value)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.4g} {unit}"
+        amount /= 1024
+    return f"{amount:.4g} TiB"
+
+
 def _memory(value: int) -> int:
     if not 64 << 20 <= value <= 1 << 40 or value % (1 << 20):
-        raise ValueError(
-            f"a memory of {value / (1 << 20):g} MiB is not possible: whole MiB are, from 64 MiB to 1 TiB"
-        )
+        amount = f"{value} bytes" if value % (1 << 20) else size(value)
+        raise ValueError(f"a memory of {amount} is not possible: whole MiB are, from 64 MiB to 1 TiB")
     return value
 
 

@@ -5,8 +5,9 @@ import pytest
 from vswitch import errors
 from vswitch.cli import parse
 from vswitch.cli.acls import match_text
-from vswitch.cli.output import duration, plain, size
+from vswitch.cli.output import duration, plain
 from vswitch.model import AclRule, VlanAccess, VlanAny, VlanTrunk, VlanUntagged
+from vswitch.words import size
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,9 @@ def test_macs_are_written_one_way() -> None:
 
 def test_a_vm_with_nothing_to_boot_or_odd_memory_is_refused() -> None:
     assert "nothing to boot" in sentence(VmCreate, name="web")
+    assert "a memory of 4 TiB is not possible" in sentence(
+        VmCreate, name="web", kernel="/k", memory_bytes=4 << 40
+    )
     assert "63 MiB is not possible" in sentence(VmCreate, name="web", kernel="/k", memory_bytes=63 << 20)
 
 

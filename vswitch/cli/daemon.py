@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from vswitch import errors
-from vswitch.cli.output import Column, duration, size
+from vswitch.cli.output import Column, duration
 from vswitch.cli.session import Session, command
 from vswitch.launch import up as launch
 from vswitch.model import Status
+from vswitch.words import size
 
 StateOption = Annotated[
     Path | None,

@@ -50,16 +50,6 @@ def yes_no(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def size(value: int) -> str:
-    """Bytes as a person says them: `512 MiB`, `1.5 GiB`, `900 B`."""
-    amount = float(value)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.4g} {unit}"
-        amount /= 1024
-    return f"{amount:.4g} TiB"
-
-
 def duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3 h 5 min`, `2 d 4 h`."""
     minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)

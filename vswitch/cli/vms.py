@@ -8,9 +8,10 @@ import typer
 
 from vswitch.cli import console, parse
 from vswitch.cli.completion import VmArgument, nic_texts
-from vswitch.cli.output import Column, size
+from vswitch.cli.output import Column
 from vswitch.cli.session import Session, build, command, noun
 from vswitch.model import PortInfo, VmCreate, VmInfo, vlan_text
+from vswitch.words import size
 
 app = noun("vm", "Make, start, stop, watch and delete VMs.")
 
