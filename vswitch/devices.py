@@ -148,12 +148,12 @@ async def configure(port: Port) -> None:
 def _tap(port: Port, ours: set[str]) -> Device:
     if port.device is not None:
         if not interface_exists(port.device):
-            raise errors.HostError(
+            raise errors.NotFoundError(
                 f"port {port.name}: there is no device {port.device}",
                 "make it first (`ip tuntap add`), or leave it out",
             )
         if not is_tap(port.device):
-            raise errors.HostError(f"port {port.name}: {port.device} is not a tap interface")
+            raise errors.ConflictError(f"port {port.name}: {port.device} is not a tap interface")
         return Device(_open_tap(port.device, port.queues, port.name))
     name = interface_name(port)
     if name not in ours and interface_exists(name):

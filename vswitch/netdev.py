@@ -140,11 +140,11 @@ def refuse(port: str, device: str, facts: Facts | None, noted: bool) -> None:
     """Raises an error that says why a device cannot be a port. `noted`: a guard at it would be ours.
 
     Raises:
-        errors.HostError: There is no such device.
+        errors.NotFoundError: There is no such device.
         errors.ConflictError: It is in use, or not of a kind that can.
     """
     if facts is None:
-        raise errors.HostError(f"port {port}: there is no device {device}", "`ip link` lists them")
+        raise errors.NotFoundError(f"port {port}: there is no device {device}", "`ip link` lists them")
     wrong, way_out = "", "take another device"
     if facts.loopback:
         wrong = f"{device} is the host's loopback"
@@ -355,7 +355,8 @@ def open_device(port: Port, notes: Path) -> tuple[int, Guard]:
         notes: The folder of notes about guards.
 
     Raises:
-        errors.HostError: There is no such device, or the kernel cannot.
+        errors.NotFoundError: There is no such device.
+        errors.HostError: The kernel cannot.
         errors.ConflictError: It is in use.
         errors.NotPermittedError: This user may not.
     """

@@ -285,9 +285,10 @@ class Service:
 
     async def create_vm(self, who: Who, create: VmCreate) -> VmInfo:
         """Makes a VM and its ports."""
+        wanted.check_owner_is_free(self.state, create.name)
         for path in (create.kernel, create.initrd, *create.disks):
             if path is not None and not Path(path).exists():
-                raise errors.HostError(f"VM {create.name} needs {path}, which does not exist")
+                raise errors.NotFoundError(f"VM {create.name} needs {path}, which does not exist")
         await self._change(who, f"vm create {create.name}", lambda s: wanted.add_vm(s, create))
         return self.vm(create.name)
 

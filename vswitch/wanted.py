@@ -144,7 +144,8 @@ def ports_on(state: State, switch: str) -> list[PortRow]:
     return sorted(rows, key=lambda row: row.id)
 
 
-def _check_owner_is_free(state: State, name: str) -> None:
+def check_owner_is_free(state: State, name: str) -> None:
+    """Raises errors.AlreadyExistsError when a switch or a VM has this name."""
     if name in state.switches:
         raise errors.AlreadyExistsError(
             f"a switch is named {name} already", "VMs and switches share one namespace"
@@ -185,7 +186,7 @@ def _check_mac(state: State, port: Port) -> None:
 
 def add_switch(state: State, switch: Switch) -> State:
     """With one more switch; an internal one comes with its host port, an external one with its uplink too."""
-    _check_owner_is_free(state, switch.name)
+    check_owner_is_free(state, switch.name)
     number = _free(SWITCH_IDS, (row.id for row in state.switches.values()), "switches")
     state = replace(state, switches=_with(state.switches, switch.name, SwitchRow(number, switch)))
     if switch.type != "private":
@@ -375,6 +376,9 @@ def _drop_ports(state: State, names: list[str]) -> State:
 # ---- rules ----
 
 
+_WAYS: dict[Direction, str] = {"in": "to VM", "out": "from VM"}
+
+
 def add_rules(state: State, port: str, rules: list[AclRule]) -> State:
     """With more rules on a port: all of them, or an error that names the rule in the way."""
     row = port_row(state, port)
@@ -387,7 +391,7 @@ def add_rules(state: State, port: str, rules: list[AclRule]) -> State:
         key = (rule.direction, rule.weight)
         if key in taken:
             raise errors.AlreadyExistsError(
-                f"weight {rule.weight} in direction {rule.direction} of {port} is taken by rule {taken[key]}",
+                f"{port} has a rule {_WAYS[rule.direction]} with weight {rule.weight}: rule {taken[key]}",
                 "choose another weight, or delete that rule first",
             )
         taken[key] = number
@@ -416,7 +420,7 @@ def rule_of_weight(row: PortRow, direction: Direction, weight: int) -> RuleRow:
             return rule
     name = row.port.name
     raise errors.NotFoundError(
-        f"{name} has no rule with weight {weight} in direction {direction}",
+        f"{name} has no rule {_WAYS[direction]} with weight {weight}",
         f"`vswitch acl list {name}` shows its rules",
     )
 
@@ -450,7 +454,7 @@ def delete_static(state: State, switch: str, vid: int, mac: str) -> State:
 
 def add_vm(state: State, create: VmCreate) -> State:
     """With one more VM and its ports NAME/eth0, NAME/eth1, … ."""
-    _check_owner_is_free(state, create.name)
+    check_owner_is_free(state, create.name)
     fields = {name: getattr(create, name) for name in Vm.model_fields}
     state = replace(state, vms=_with(state.vms, create.name, Vm(**fields)))
     for index, nic in enumerate(create.nics):

@@ -27,7 +27,7 @@ def test_a_free_device_is_taken_and_so_is_one_that_we_guard() -> None:
 @pytest.mark.parametrize(
     ("facts", "kind", "said", "way_out"),
     [
-        (None, errors.HostError, "there is no device eth1", "ip link"),
+        (None, errors.NotFoundError, "there is no device eth1", "ip link"),
         (replace(GOOD, loopback=True), errors.ConflictError, "the host's loopback", "another device"),
         (replace(GOOD, ethernet=False), errors.ConflictError, "no Ethernet device", "another device"),
         (replace(GOOD, master="br0"), errors.ConflictError, "a member of br0", "nomaster"),

@@ -182,7 +182,7 @@ def test_a_port_that_cannot_be_had_after_a_restart_is_shown_and_stops_no_other(t
 def test_a_missing_device_a_missing_file_and_a_path_in_use_are_named(tmp_path: Path) -> None:
     async def test(service: Service, _fake: FakeDataplane) -> None:
         await service.create_switch(ROOT, Switch(name="lab", type="private"))
-        with pytest.raises(errors.HostError, match="port lab/t: there is no device nope0"):
+        with pytest.raises(errors.NotFoundError, match="port lab/t: there is no device nope0"):
             await service.add_port(ROOT, Port(name="lab/t", kind="tap", device="nope0"))
         with pytest.raises(errors.NotFoundError, match="port lab/p: cannot open /nope/x: No such file"):
             await service.add_port(ROOT, Port(name="lab/p", kind="pcap", replay="/nope/x"))
@@ -218,8 +218,11 @@ def test_a_stale_socket_is_replaced_and_one_in_use_is_not(tmp_path: Path) -> Non
 
 def test_a_vm_is_named_with_what_it_lacks(tmp_path: Path) -> None:
     async def test(service: Service, _fake: FakeDataplane) -> None:
-        with pytest.raises(errors.HostError, match="VM web needs /nope/kernel, which does not exist"):
+        with pytest.raises(errors.NotFoundError, match="VM web needs /nope/kernel, which does not exist"):
             await service.create_vm(ROOT, VmCreate(name="web", kernel="/nope/kernel"))
+        await service.create_switch(ROOT, Switch(name="lab", type="private"))
+        with pytest.raises(errors.AlreadyExistsError, match="a switch is named lab already"):
+            await service.create_vm(ROOT, VmCreate(name="lab", kernel="/nope/kernel"))
         kernel = tmp_path / "kernel"
         kernel.touch()
         info = await service.create_vm(ROOT, VmCreate(name="web", kernel=str(kernel), nics=[Nic()]))

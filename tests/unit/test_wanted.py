@@ -153,7 +153,7 @@ def test_a_taken_weight_is_refused_naming_the_rule() -> None:
     state = wanted.add_rules(lab(), "lab/db", [rule(5)])
     number = state.ports["lab/db"].rules[0].id
     with pytest.raises(
-        errors.AlreadyExistsError, match=f"weight 5 in direction in of lab/db is taken by rule {number}"
+        errors.AlreadyExistsError, match=f"lab/db has a rule to VM with weight 5: rule {number}"
     ):
         wanted.add_rules(state, "lab/db", [rule(6), rule(5)])
     other = AclRule(direction="out", action="deny", weight=5)
