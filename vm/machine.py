@@ -77,6 +77,19 @@ class _Record(BaseModel):
     started: int | None = None
 
 
+def find_process(run_dir: Path) -> WatchedProcess | None:
+    """The QEMU that has written its pid into a run folder and still runs; call it in the event loop."""
+    pidfile = VmPaths(run_dir).pidfile
+    try:
+        pid = int(pidfile.read_text())
+    except (OSError, ValueError):
+        return None
+    started = start_time(pid)
+    if started is None or str(pidfile) not in command_line(pid):
+        return None
+    return WatchedProcess.find(pid, started)
+
+
 class Machine:
     """One virtual machine in one run folder.
 
@@ -111,11 +124,12 @@ class Machine:
     ) -> Self | None:
         """Finds the machine of a run folder again, whether it still runs or not; call it in the event loop.
 
-        Returns: the machine, watched from now on when it runs; None when the folder holds none.
+        Returns: the machine, watched from now on when it runs; None when the folder holds none, or its record
+        can't be read: then `find_process()` tells whether its QEMU runs.
         """
         try:
             record = _Record.model_validate_json(VmPaths(run_dir).record.read_bytes())
-        except (FileNotFoundError, ValidationError):
+        except (OSError, ValidationError):
             return None
         machine = cls(record.spec, run_dir, host, on_change)
         machine._slots = dict(record.slots)
@@ -409,14 +423,7 @@ class Machine:
         if record.pid is not None and record.started is not None:
             return WatchedProcess.find(record.pid, record.started)
         # We ended between starting QEMU and writing down its pid: QEMU has written it, and names this file.
-        try:
-            pid = int(self.paths.pidfile.read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        started = start_time(pid)
-        if started is None or str(self.paths.pidfile) not in command_line(pid):
-            return None
-        return WatchedProcess.find(pid, started)
+        return find_process(self.paths.run_dir)
 
     # --- watching ---
 

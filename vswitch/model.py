@@ -41,7 +41,7 @@ SwitchType = Literal["internal", "private", "external"]
 PortKind = Literal["vhost-user", "tap", "pcap", "netdev", "host", "uplink"]
 Direction = Literal["in", "out"]
 Action = Literal["allow", "deny"]
-VmState = Literal["stopped", "starting", "running", "stopping", "crashed"]
+VmState = Literal["stopped", "starting", "running", "stopping", "crashed", "unknown"]
 
 
 class Model(BaseModel):

@@ -86,6 +86,8 @@ class Nics:
     def _runs(self, name: str) -> bool:
         """Whether a VM runs; one that is between states is refused."""
         state = self._vms.state(name)
+        if state == "unknown":
+            raise errors.ConflictError(f"VM {name}: {self._vms.reason(name)}", f"`vswitch vm stop {name}`")
         if state in ACTIVE and state != "running":
             raise errors.ConflictError(f"VM {name} is {state}", "try again when it has come to rest")
         return state == "running"

@@ -10,6 +10,7 @@ import grp
 import logging
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -19,8 +20,10 @@ from pydantic import ValidationError
 from vm.errors import AlreadyRunningError, NotRunningError
 from vm.errors import VmError as LauncherError
 from vm.host import Host
-from vm.machine import Machine
+from vm.machine import Machine, find_process
 from vm.machine import VmState as MachineState
+from vm.process import WatchedProcess
+from vm.qemu import VmPaths
 from vm.spec import DiskSpec, NicSpec, VmSpec
 from vswitch import errors
 from vswitch.devices import GROUP
@@ -37,7 +40,8 @@ _STATES: dict[MachineState, VmState] = {
     MachineState.STOPPING: "stopping",
     MachineState.CRASHED: "crashed",
 }
-ACTIVE = ("starting", "running", "stopping")
+ACTIVE = ("starting", "running", "stopping", "unknown")
+_STOP_S = 5.0
 
 
 @contextmanager
@@ -85,6 +89,14 @@ def _format(disk: str) -> str:
     return "qcow2" if disk.endswith(".qcow2") else "raw"
 
 
+async def _end(process: WatchedProcess) -> None:
+    """Ends a QEMU that cannot be asked: its guest loses its power."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process.send(number)
+        if await process.ends_within(_STOP_S):
+            return
+
+
 class Vms:
     """The machines.
 
@@ -97,6 +109,8 @@ class Vms:
         self._run_dir = run_dir
         self.on_change = on_change
         self._machines: dict[str, Machine] = {}
+        # QEMUs whose records cannot be read: they run, and can be stopped.
+        self._strays: dict[str, WatchedProcess] = {}
         self._busy: set[str] = set()
         self._changes: dict[str, asyncio.Lock] = {}
         self._host: Host | None = None
@@ -127,6 +141,9 @@ class Vms:
             machine = Machine.find(self._folder(name), host, self._changed)
             if machine is not None:
                 self._machines[name] = machine
+            elif (process := find_process(self._folder(name))) is not None:
+                self._strays[name] = process
+                log.warning("VM %s: %s", name, self.reason(name))
 
     @property
     def accelerator(self) -> str:
@@ -134,9 +151,23 @@ class Vms:
         return f"{self._host.accelerator.name}: {self._host.accelerator.reason}" if self._host else ""
 
     def state(self, name: str) -> VmState:
-        """One of model.VmState."""
+        """One of model.VmState. `unknown`: it runs, and no more than that is known."""
+        if self._stray(name) is not None:
+            return "unknown"
         machine = self._machines.get(name)
         return _STATES[machine.status.state] if machine else "stopped"
+
+    def _stray(self, name: str) -> WatchedProcess | None:
+        process = self._strays.get(name)
+        return process if process is not None and process.running else None
+
+    def reason(self, name: str) -> str:
+        """Why it is in its state; may be empty."""
+        if (stray := self._stray(name)) is not None:
+            record = VmPaths(self._folder(name)).record
+            return f"its QEMU runs (pid {stray.pid}), but {record} cannot be read: it can only be stopped"
+        machine = self._machines.get(name)
+        return machine.status.reason if machine is not None else ""
 
     def is_active(self, name: str) -> bool:
         """Whether it has a process, or is about to get one."""
@@ -146,13 +177,14 @@ class Vms:
         """A VM and what it is doing."""
         machine = self._machines.get(vm.name)
         status = machine.status if machine else None
+        stray = self._stray(vm.name)
         active = self.state(vm.name) in ACTIVE
         accelerator = self._host.accelerator.name if self._host and active else None
         return VmInfo(
             **{field: getattr(vm, field) for field in Vm.model_fields},
             state=self.state(vm.name),
-            reason=status.reason if status else "",
-            pid=status.pid if status else None,
+            reason=self.reason(vm.name),
+            pid=stray.pid if stray else status.pid if status else None,
             accelerator=accelerator,
             ports=[row.port.name for row in ports],
         )
@@ -178,6 +210,8 @@ class Vms:
 
     async def wait_running(self, name: str) -> None:
         """Waits until a VM that was found again answers, and says which NICs it has."""
+        if self._stray(name) is not None:
+            raise errors.VmError(f"VM {name}: {self.reason(name)}")
         with _translated():
             await self._machines[name].wait_running()
             await self._machines[name].check_nics()
@@ -246,6 +280,10 @@ class Vms:
 
     async def stop(self, name: str, timeout_s: float) -> None:
         """Stops a VM: asked first, for `timeout_s`; 0: at once."""
+        if (stray := self._stray(name)) is not None:
+            async with self._alone(name):
+                await _end(stray)
+            return
         machine = self._machines.get(name)
         if machine is None or self.state(name) not in ACTIVE:
             raise errors.ConflictError(f"VM {name} does not run")
@@ -255,6 +293,7 @@ class Vms:
 
     async def forget(self, name: str) -> None:
         """Removes what a stopped VM has left in its run folder."""
+        self._strays.pop(name, None)
         machine = self._machines.pop(name, None)
         if machine is not None:
             await machine.close()
@@ -264,9 +303,14 @@ class Vms:
         """Lets go of all machines; those that run go on."""
         for machine in self._machines.values():
             await machine.close()
+        for process in self._strays.values():
+            process.close()
 
     def console(self, name: str) -> Console:
         """Where a running VM's serial console is."""
+        if self._stray(name) is not None:
+            found = VmPaths(self._folder(name))
+            return Console(socket=str(found.console), log=str(found.console_log))
         machine = self._machines.get(name)
         if machine is None or self.state(name) not in ACTIVE:
             raise errors.ConflictError(f"VM {name} does not run", f"`vswitch vm start {name}` starts it")

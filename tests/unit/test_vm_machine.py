@@ -15,9 +15,9 @@ import pytest
 from vm.accelerator import Accelerator
 from vm.errors import FileMissingError, LaunchError, NotEnoughMemoryError, NotRunningError, VmError
 from vm.host import Host, listening
-from vm.machine import Machine, VmState
+from vm.machine import Machine, VmState, find_process
 from vm.process import WatchedProcess, start_time
-from vm.qemu import QemuVersion
+from vm.qemu import QemuVersion, VmPaths
 from vm.spec import NicSpec, VmSpec
 
 
@@ -96,6 +96,28 @@ def test_folder_without_a_machine_holds_none(folder: Path) -> None:
     assert Machine.find(folder, host()) is None
     (folder / "vm.json").write_text("{nonsense")
     assert Machine.find(folder, host()) is None
+
+
+def test_a_machine_whose_record_is_damaged_is_still_known_to_run(folder: Path) -> None:
+    pidfile = VmPaths(folder).pidfile
+
+    async def found_pid() -> int | None:
+        assert Machine.find(folder, host()) is None
+        found = find_process(folder)
+        if found is None:
+            return None
+        found.close()
+        return found.pid
+
+    qemu = subprocess.Popen(["/bin/sh", "-c", "read never", str(pidfile)], stdin=subprocess.PIPE)
+    try:
+        pidfile.write_text(f"{qemu.pid}\n")
+        VmPaths(folder).record.write_text("{nonsense")
+        assert asyncio.run(found_pid()) == qemu.pid
+    finally:
+        qemu.kill()
+        qemu.wait()
+    assert asyncio.run(found_pid()) is None
 
 
 def test_pid_that_was_given_to_a_stranger_is_not_taken_for_the_machine(folder: Path) -> None:
