@@ -152,7 +152,11 @@ def test_capture_writes_what_passes_and_ends_at_its_count(cli: Cli) -> None:
     for number, frame in enumerate(gaps):
         frame.time = 1000 + 0.2 * number
     cli(f"port add lab/src --kind pcap --replay {_replay('sent.pcap', gaps)} --timed --mac {SOURCE} --vlan 5")
-    assert cli("capture lab/dst --write seen.pcapng --count 3") == {"file": "seen.pcapng", "frames": 3}
+    assert cli("capture lab/dst --write seen.pcapng --count 3") == {
+        "file": "seen.pcapng",
+        "frames": 3,
+        "lost": 0,
+    }
     assert [bytes(packet) for packet in rdpcap("seen.pcapng")] == 3 * [bytes(_udp())]
 
 
