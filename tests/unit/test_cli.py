@@ -169,6 +169,12 @@ STATUS = Status(
 )
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe, whatever the terminal behind the tests: parallel runs hand its width down."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
     with fake_daemon(tmp_path) as fake:
