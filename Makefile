@@ -17,7 +17,7 @@ setup: ## install what is missing (says what; asks on a terminal, not with YES=1
 build: setup ## the same as setup: it builds what has changed
 
 check: style ## style, types, and the fast tests that need no root
-	HYPOTHESIS_PROFILE=fast $(PYTHON) -m pytest -q -n 2 --dist worksteal -m "not system" tests
+	HYPOTHESIS_PROFILE=fast $(PYTHON) -m pytest -q -n 3 --dist worksteal -m "not system" tests
 
 style: setup ## style and types only
 	$(PYTHON) -m ruff check $(PACKAGES)
