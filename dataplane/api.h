@@ -342,8 +342,8 @@ int64_t dataplane_order(struct dataplane *dataplane, const void *order, uint32_t
  * turn of worker 0. Returns frames taken by the worker. For engines from dataplane_new() only. */
 uint32_t dataplane_step(struct dataplane *dataplane, int timeout_ms);
 
-/* Starts the workers' threads and the control thread's loop; returns after dataplane_stop(). Not
- * with dataplane_step(). */
+/* Starts and ends the workers' threads; the caller goes on as the control thread. Not with
+ * dataplane_step(). */
 int dataplane_start_workers(struct dataplane *dataplane);
 void dataplane_stop_workers(struct dataplane *dataplane);
 

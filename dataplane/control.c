@@ -245,11 +245,11 @@ static int fdb_change(struct dataplane *dataplane, struct virtual_switch *sw,
 
 /* ---- capture, workers, events ---- */
 
-static int capture_change(struct dataplane *dataplane, const struct order_capture *order,
-			  const int *fds, u32 n_fds)
+static int capture_start(struct dataplane *dataplane, const struct order_capture *order,
+			 const int *fds, u32 n_fds)
 {
 	struct port *port = dataplane_port(dataplane, order->port_id);
-	struct capture *fresh = NULL, *old;
+	struct capture *fresh = NULL;
 	int error = 0;
 
 	if (!port)
@@ -266,12 +266,7 @@ static int capture_change(struct dataplane *dataplane, const struct order_captur
 	error = capture_open(fds[0], order->ring_bytes, order->snaplen, &fresh);
 	if (error)
 		return error;
-	old = port->capture;
 	STORE_RELEASE(&port->capture, fresh);
-	if (old) {
-		rcu_synchronize(dataplane);
-		capture_close(old);
-	}
 	return 0;
 }
 
@@ -480,7 +475,7 @@ static int carry_out(struct dataplane *dataplane, const struct order *order, con
 		sw = control_switch(dataplane, ((const struct order_fdb *)order)->switch_id);
 		return sw ? fdb_change(dataplane, sw, (const struct order_fdb *)order) : -ENOENT;
 	case ORDER_CAPTURE_START:
-		return capture_change(dataplane, (const struct order_capture *)order, fds, n_fds);
+		return capture_start(dataplane, (const struct order_capture *)order, fds, n_fds);
 	case ORDER_CAPTURE_STOP:
 		return capture_stop(dataplane, (const struct order_port *)order);
 	default: /* ORDER_STOP: main.c ends after the answer */

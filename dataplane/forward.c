@@ -80,18 +80,14 @@ static bool is_fresh(struct worker *worker, const struct batch *batch, const str
 	if (entry->fdb_entry != FDB_NONE &&
 	    entry->fdb_version != READ_ONCE(fdb_entry_at(fdb, entry->fdb_entry)->version))
 		return false;
-	if (entry->flags & CACHE_GENERATION) {
-		if (entry->generation != fdb_generation(fdb))
-			return false;
-	} else if (entry->source_entry != FDB_NONE) {
-		struct fdb_entry *source = fdb_entry_at(fdb, entry->source_entry);
-
-		if (entry->generation != READ_ONCE(source->version))
-			return false;
-	}
+	if ((entry->flags & CACHE_GENERATION) && entry->generation != fdb_generation(fdb))
+		return false;
 	if (entry->source_entry != FDB_NONE) {
 		struct fdb_entry *source = fdb_entry_at(fdb, entry->source_entry);
 
+		if (!(entry->flags & CACHE_GENERATION) &&
+		    entry->generation != READ_ONCE(source->version))
+			return false;
 		if (worker->now_ns - READ_ONCE(source->seen_ns) > SEEN_NS)
 			__atomic_store_n(&source->seen_ns, worker->now_ns, __ATOMIC_RELAXED);
 	}
